@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+noinst_LTLIBRARIES += libbase.la
+libbase_la_SOURCES = \
+  base/fd.cc \
+  base/fd.h \
+  base/log.cc \
+  base/log.h \
+  base/result.cc \
+  base/result.h \
+  base/units.h
+
+if HAVE_GTEST
+check_PROGRAMS += base/base_test
+TESTS += base/base_test
+base_base_test_SOURCES = \
+  base/log_test.cc \
+  base/result_test.cc
+base_base_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+base_base_test_LDADD = libbase.la $(GTEST_LIBS)
+endif

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+noinst_LTLIBRARIES += libio.la
+libio_la_SOURCES = \
+  io/reactor.cc \
+  io/reactor.h \
+  io/reactor_common.cc \
+  io/reactor_common.h \
+  io/uring_reactor.cc \
+  io/uring_reactor.h
+libio_la_CPPFLAGS = $(AM_CPPFLAGS) $(URING_CFLAGS)
+libio_la_LIBADD = libbase.la $(URING_LIBS) -laio
+
+if HAVE_GTEST
+check_PROGRAMS += io/reactor_test
+TESTS += io/reactor_test
+io_reactor_test_SOURCES = io/reactor_test.cc
+io_reactor_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+io_reactor_test_LDADD = libio.la $(GTEST_LIBS)
+endif
