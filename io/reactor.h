@@ -35,6 +35,7 @@ struct FileOp {
 
   Kind kind = Kind::kRead;
   int fd = -1;
+  int rw_flags = 0;            // kRead, kWrite: RWF_* of preadv2(2)
   int fallocate_mode = 0;      // kFallocate: fallocate(2) flags
   uint32_t iov_count = 0;      // kRead, kWrite: at most IOV_MAX
   const iovec* iov = nullptr;  // must stay valid and unchanged until done

@@ -4,6 +4,13 @@
 #include <unistd.h>
 
 namespace vbdkit::io {
+namespace {
+
+// A consumer whose disk never waits (ram, null) defers itself for ever; the loop must look at its
+// descriptors and timers now and then all the same.
+constexpr unsigned kDeferredPerTurn = 64;
+
+}  // namespace
 
 class ReactorCommon::TimerImpl final : public Timer {
  public:
@@ -46,7 +53,7 @@ void ReactorCommon::defer(Deferred& d) {
 }
 
 void ReactorCommon::run_turn_end() {
-  while (deferred_head_ != nullptr) {
+  for (unsigned left = kDeferredPerTurn; left > 0 && deferred_head_ != nullptr; --left) {
     Deferred* d = deferred_head_;
     deferred_head_ = d->next;
     if (deferred_head_ == nullptr) deferred_tail_ = &deferred_head_;

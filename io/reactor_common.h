@@ -28,7 +28,8 @@ class ReactorCommon : public Reactor {
  protected:
   explicit ReactorCommon(Fd wake) : wake_(std::move(wake)) {}
 
-  // Runs what is deferred, also what that defers, until nothing is left.
+  // Runs what is deferred, also what that defers, within a bound: where has_deferred() remains, the
+  // loop must not wait.
   void run_turn_end();
   bool has_deferred() const { return deferred_head_ != nullptr; }
 

@@ -114,6 +114,7 @@ void UringReactor::submit(FileOp& op) {
                            op.offset);
       else
         io_uring_prep_readv(sqe, op.fd, op.iov, op.iov_count, op.offset);
+      sqe->rw_flags = op.rw_flags;
       break;
     case FileOp::Kind::kWrite:
       if (op.iov_count == 1)
@@ -121,6 +122,7 @@ void UringReactor::submit(FileOp& op) {
                             op.offset);
       else
         io_uring_prep_writev(sqe, op.fd, op.iov, op.iov_count, op.offset);
+      sqe->rw_flags = op.rw_flags;
       break;
     case FileOp::Kind::kDataSync:
       io_uring_prep_fsync(sqe, op.fd, IORING_FSYNC_DATASYNC);
@@ -239,6 +241,7 @@ unsigned UringReactor::reap() {
 
 int UringReactor::submit_and_wait() {
   ++counters_.kernel_entries;
+  if (has_deferred()) return io_uring_submit_and_get_events(&ring_);
   io_uring_cqe* cqe = nullptr;
   const auto deadline = next_deadline();
   if (!deadline) return io_uring_submit_and_wait(&ring_, 1);
