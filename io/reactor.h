@@ -52,9 +52,9 @@ struct SocketOp {
   Kind kind = Kind::kRecv;
   int fd = -1;
   int flags = 0;                // MSG_*; MSG_NOSIGNAL is always added to kSend
-  void* buffer = nullptr;       // kRecv
-  uint32_t length = 0;          // kRecv, bytes
-  const msghdr* msg = nullptr;  // kSend; must stay valid until done
+  void* buffer = nullptr;  // kRecv without msg
+  uint32_t length = 0;     // kRecv without msg, bytes
+  msghdr* msg = nullptr;   // kSend, and kRecv into several buffers; must stay valid until done
   // result: bytes moved, the new descriptor (CLOEXEC) for kAccept, or -errno.
   // To end a pending operation, shutdown(2) its socket: it then completes.
   void (*done)(SocketOp& op, int64_t result) = nullptr;
