@@ -45,13 +45,13 @@ class SchedulerStatus final : public StatusSource {
 };
 
 struct ServerOptions {
-  std::string path;           // of the unix socket; at most 107 bytes
-  std::string export_name;    // clients that ask for "" get it too
-  std::string description;    // shown by LIST and INFO; may be empty
-  bool read_only = false;     // also where the node is read-only
-  unsigned max_connections = 16;           // more clients wait in the listen queue
-  unsigned max_requests = 128;             // in flight per connection; then it is not read from
-  uint64_t max_bytes = uint64_t{64} << 20; // of their data per connection, likewise
+  std::string path;                         // of the unix socket; at most 107 bytes
+  std::string export_name;                  // clients that ask for "" get it too
+  std::string description;                  // shown by LIST and INFO; may be empty
+  bool read_only = false;                   // also where the node is read-only
+  unsigned max_connections = 16;            // more clients wait in the listen queue
+  unsigned max_requests = 128;              // in flight per connection; then it is not read from
+  uint64_t max_bytes = uint64_t{64} << 20;  // of their data per connection, likewise
   std::chrono::milliseconds handshake_timeout = std::chrono::seconds(10);
   std::chrono::milliseconds idle_trim = std::chrono::seconds(2);  // then buffers are given back
 };
