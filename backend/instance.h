@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// Instance: one open disk and all who use it: the graph of nodes, the scheduler on top of it, the
+// VBDs, the NBD export and the control socket. main.cc makes one and runs its reactor until it is
+// done.
+//
+// Thread: the reactor's, for everything. Ownership: the instance owns its parts and takes them down
+// in the order requests flow: consumers first, then the scheduler, then the nodes.
+//
+// Failure: an image that cannot be opened is create()'s error. Afterwards a consumer's fault stays
+// with that consumer. Losing the daemon changes nothing: it finds the instance again through the
+// runtime directory.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backend/blkif/vbd.h"
+#include "backend/control/qmp_server.h"
+#include "backend/nbd/server.h"
+#include "backend/runtime_dir.h"
+#include "backend/scheduler.h"
+#include "backend/xen/event_channels.h"
+#include "backend/xen/grant_table.h"
+#include "backend/xen/xenstore.h"
+#include "base/fd.h"
+#include "base/log.h"
+#include "drivers/registry.h"
+#include "io/reactor.h"
+
+namespace vbdkit {
+
+struct InstanceOptions {
+  std::string spec;
+  std::string uuid;
+  std::string runtime_dir;  // this instance's own: …/instances/<uuid>
+  std::string xentop_dir = "/dev/shm";
+  bool read_only = false;
+  bool shared = false;  // others that also share may have the image open
+  bool nbd = true;
+  blkif::GrantPolicy grants = blkif::GrantPolicy::kAuto;
+};
+
+class Instance {
+ public:
+  // Opens the image and creates the sockets. `control` may be invalid: a connected socket on which
+  // the one who started us speaks QMP.
+  static Result<std::unique_ptr<Instance>> create(io::Reactor& reactor, const Logger& log,
+                                                  InstanceOptions options, Fd control);
+  ~Instance();  // when the loop no longer runs
+
+  // Opens what a VBD needs of Xen. Done by the first attach; before it where privileges are
+  // dropped.
+  Result<void> open_xen();
+  // Gives the files we have to remove later to the user we are going to be.
+  Result<void> change_owner(uid_t uid, gid_t gid) { return runtime_->change_owner(uid, gid); }
+
+  // `backend` is the VBD's absolute backend directory. Attaching it again does nothing.
+  Result<void> attach(const std::string& backend);
+
+  // Lets go of the guests without telling them (a successor or a reconnect finds the rings as they
+  // are), answers what is in flight, flushes, and stops the reactor. Idempotent.
+  void quit();
+
+ private:
+  struct VbdSlot {
+    std::unique_ptr<blkif::Vbd> vbd;
+    std::vector<control::Reply> detaching;  // answered when it is gone
+  };
+
+  struct FinalFlush : drivers::Request {
+    Instance* instance = nullptr;
+  };
+
+  Instance(io::Reactor& reactor, const Logger& log, InstanceOptions options);
+  Result<void> open(Fd control);
+
+  // Commands of the control socket (instance_commands.cc).
+  void add_commands();
+  void query_block(control::Reply reply) const;
+  void query_blockstats(control::Reply reply) const;
+  void query_named_block_nodes(control::Reply reply) const;
+  void attach_vbd(const control::Json& arguments, control::Reply reply);
+  void detach_vbd(const control::Json& arguments, control::Reply reply);
+  void query_instance(control::Reply reply) const;
+  void pause(control::Reply reply);
+  void resume(control::Reply reply);
+
+  void let_go(blkif::Vbd& vbd);
+  void vbd_gone(const std::string& backend);
+  void drop_vbd(const std::string& backend);
+  void vbd_event(std::string_view name, const std::string& backend,
+                 std::optional<XenbusState> state);
+  blkif::Stats vbd_totals() const;
+  void write_identity(control::JsonWriter& w) const;
+  void write_record() const;
+  void finish_quit();
+  void flush_and_stop();
+
+  io::Reactor& reactor_;
+  const Logger& log_;
+  const InstanceOptions options_;
+
+  std::optional<RuntimeDir> runtime_;
+  drivers::NodePtr top_;
+  std::unique_ptr<Scheduler> scheduler_;
+  std::optional<nbd::SchedulerStatus> nbd_status_;
+  std::unique_ptr<nbd::Server> nbd_;
+  std::unique_ptr<xen::XenStore> store_;
+  std::unique_ptr<xen::EventChannels> events_;
+  std::unique_ptr<xen::GrantTable> grants_;
+  std::map<std::string, VbdSlot> vbds_;  // by backend path
+  blkif::Stats past_;                    // of VBDs that are gone
+  control::CommandTable commands_;
+  std::unique_ptr<control::QmpServer> qmp_;
+
+  unsigned pauses_ = 0;
+  bool quitting_ = false;
+  size_t quit_waits_ = 0;  // parts that are still closing
+  FinalFlush final_flush_;
+};
+
+}  // namespace vbdkit

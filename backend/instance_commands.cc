@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// The commands of an instance's control socket. Names and results are QEMU's where the meaning is
+// the same (QEMU's qapi/block-core.json); what QEMU has no word for is x-vbdkit-….
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdlib>
+#include <memory>
+#include <string>
+
+#include "backend/instance.h"
+#include "config.h"
+
+namespace vbdkit {
+
+using control::Json;
+using control::JsonWriter;
+using control::Reply;
+
+namespace {
+
+// The one disk's name for commands that take `device`.
+constexpr const char* kDevice = "disk";
+
+// Field 22 of proc(5) "stat": with it, a process id cannot be mistaken for a later process.
+uint64_t own_start_time() {
+  std::array<char, 1024> text;
+  auto stat = Fd::open("/proc/self/stat", O_RDONLY);
+  if (!stat) return 0;
+  const ssize_t n = ::read(stat->get(), text.data(), text.size());
+  if (n <= 0) return 0;
+  const std::string_view all(text.data(), static_cast<size_t>(n));
+  const size_t name_end = all.rfind(')');  // the name may hold spaces
+  if (name_end == std::string_view::npos) return 0;
+  size_t at = name_end + 1;
+  for (int field = 3; field <= 22; ++field) at = all.find_first_not_of(' ', all.find(' ', at));
+  return at < all.size() ? std::strtoull(all.data() + at, nullptr, 10) : 0;
+}
+
+void write_node(JsonWriter& w, const drivers::Node& node, size_t depth) {
+  w.begin_object();
+  w.field("node-name", "node" + std::to_string(depth));
+  w.field("drv", node.driver());
+  w.field("file", node.spec());
+  w.field("ro", node.info().read_only);
+  w.field("virtual-size", node.info().size.v);
+  w.end_object();
+}
+
+}  // namespace
+
+void Instance::add_commands() {
+  commands_.add("query-version", {}, [](const Json&, Reply reply) {
+    const std::string greeting = control::qmp_greeting(VERSION);
+    const auto parsed = Json::parse(greeting);
+    reply.value(parsed->member("QMP").member("version").dump());
+  });
+  commands_.add("query-commands", {}, [this](const Json&, Reply reply) {
+    JsonWriter w;
+    w.begin_array();
+    for (const std::string_view name : commands_.names())
+      w.begin_object().field("name", name).end_object();
+    w.end_array();
+    reply.value(w.take());
+  });
+  commands_.add("query-status", {}, [this](const Json&, Reply reply) {
+    JsonWriter w;
+    w.begin_object().field("running", pauses_ == 0);
+    w.field("status", pauses_ == 0 ? "running" : "paused").end_object();
+    reply.value(w.take());
+  });
+  commands_.add("query-block", {},
+                [this](const Json&, Reply reply) { query_block(std::move(reply)); });
+  commands_.add("query-blockstats", {"query-nodes"},
+                [this](const Json&, Reply reply) { query_blockstats(std::move(reply)); });
+  commands_.add("query-named-block-nodes", {"flat"},
+                [this](const Json&, Reply reply) { query_named_block_nodes(std::move(reply)); });
+  commands_.add("quit", {}, [this](const Json&, Reply reply) {
+    reply.ok();
+    quit();
+  });
+  commands_.add("x-vbdkit-attach-vbd", {"backend"}, [this](const Json& arguments, Reply reply) {
+    attach_vbd(arguments, std::move(reply));
+  });
+  commands_.add("x-vbdkit-detach-vbd", {"backend"}, [this](const Json& arguments, Reply reply) {
+    detach_vbd(arguments, std::move(reply));
+  });
+  commands_.add("x-vbdkit-query", {},
+                [this](const Json&, Reply reply) { query_instance(std::move(reply)); });
+  commands_.add("x-vbdkit-pause", {},
+                [this](const Json&, Reply reply) { pause(std::move(reply)); });
+  commands_.add("x-vbdkit-resume", {},
+                [this](const Json&, Reply reply) { resume(std::move(reply)); });
+}
+
+void Instance::query_block(Reply reply) const {
+  const drivers::NodeInfo& info = top_->info();
+  JsonWriter w;
+  w.begin_array().begin_object();
+  w.field("device", kDevice).field("type", "unknown");
+  w.field("removable", false).field("locked", false);
+  w.key("inserted").begin_object();
+  w.field("node-name", "node0").field("drv", top_->driver()).field("file", top_->spec());
+  w.field("ro", info.read_only).field("encrypted", false);
+  w.field("backing_file_depth", uint64_t{0});
+  for (const char* limit : {"bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"})
+    w.field(limit, uint64_t{0});
+  w.field("detect_zeroes", "off").field("write_threshold", uint64_t{0});
+  w.key("cache").begin_object().field("writeback", info.volatile_cache);
+  w.field("direct", false).field("no-flush", false).end_object();
+  w.key("image").begin_object().field("filename", top_->spec()).field("format", top_->driver());
+  w.field("virtual-size", info.size.v).end_object();
+  w.end_object().end_object().end_array();
+  reply.value(w.take());
+}
+
+void Instance::query_blockstats(Reply reply) const {
+  const blkif::Stats guests = vbd_totals();
+  const nbd::ServerStats nbd = nbd_ ? nbd_->stats() : nbd::ServerStats{};
+  JsonWriter w;
+  w.begin_array().begin_object();
+  w.field("device", kDevice).field("node-name", "node0");
+  w.key("stats").begin_object();
+  w.field("rd_bytes", guests.reads.sectors.value() * kSectorSize + nbd.bytes_read);
+  w.field("wr_bytes", guests.writes.sectors.value() * kSectorSize + nbd.bytes_written);
+  w.field("rd_operations", guests.reads.completed.value() + nbd.reads);
+  w.field("wr_operations", guests.writes.completed.value() + nbd.writes);
+  w.field("flush_operations", guests.flushes.value() + nbd.flushes);
+  w.field("unmap_operations", guests.discards.value());
+  // An export's requests are not timed: these are the guests' alone.
+  w.field("rd_total_time_ns", guests.reads.ticks_us.value() * 1000);
+  w.field("wr_total_time_ns", guests.writes.ticks_us.value() * 1000);
+  w.field("flush_total_time_ns", uint64_t{0});
+  w.field("rd_merged", uint64_t{0}).field("wr_merged", scheduler_->counters().merged);
+  w.end_object().end_object().end_array();
+  reply.value(w.take());
+}
+
+void Instance::query_named_block_nodes(Reply reply) const {
+  JsonWriter w;
+  w.begin_array();
+  size_t depth = 0;
+  for (drivers::Node* node = top_.get(); node != nullptr; node = node->next_node())
+    write_node(w, *node, depth++);
+  w.end_array();
+  reply.value(w.take());
+}
+
+void Instance::attach_vbd(const Json& arguments, Reply reply) {
+  const auto backend = arguments.member("backend").string();
+  if (!backend) return reply.error("GenericError", "Parameter 'backend' is missing");
+  if (auto attached = attach(*backend); !attached) return reply.error(attached.error());
+  reply.ok();
+}
+
+void Instance::detach_vbd(const Json& arguments, Reply reply) {
+  const auto backend = arguments.member("backend").string();
+  if (!backend) return reply.error("GenericError", "Parameter 'backend' is missing");
+  const auto slot = vbds_.find(*backend);
+  if (slot == vbds_.end())
+    return reply.error("DeviceNotFound", "VBD '" + *backend + "' is not attached here");
+  slot->second.detaching.push_back(std::move(reply));
+  if (slot->second.detaching.size() > 1) return;  // on its way
+  if (!quitting_) let_go(*slot->second.vbd);
+}
+
+// The part of an instance's description that does not change with every request: the registry
+// record.
+void Instance::write_identity(JsonWriter& w) const {
+  std::array<char, 256> host{};
+  ::gethostname(host.data(), host.size() - 1);
+  w.field("uuid", options_.uuid).field("host", host.data());
+  w.field("pid", static_cast<uint64_t>(::getpid())).field("start-time", own_start_time());
+  w.field("spec", options_.spec).field("read-only", top_->info().read_only);
+  w.field("shared", options_.shared).field("state", pauses_ == 0 ? "running" : "paused");
+  w.field("qmp", runtime_->file("qmp.sock"));
+  if (nbd_) w.field("nbd", nbd_->path());
+  w.key("chain").begin_array();
+  size_t depth = 0;
+  for (drivers::Node* node = top_.get(); node != nullptr; node = node->next_node())
+    write_node(w, *node, depth++);
+  w.end_array();
+  w.key("consumers").begin_array();
+  for (const auto& [backend, slot] : vbds_) {
+    w.begin_object().field("type", "vbd").field("backend", backend);
+    w.field("domid", uint64_t{slot.vbd->domid()}).field("devid", slot.vbd->device_id());
+    w.end_object();
+  }
+  w.end_array();
+}
+
+void Instance::query_instance(Reply reply) const {
+  JsonWriter w;
+  w.begin_object();
+  write_identity(w);
+  const io::ReactorCounters& r = reactor_.counters();
+  w.key("reactor").begin_object().field("engine", reactor_.engine_name());
+  w.field("turns", r.turns).field("kernel-entries", r.kernel_entries);
+  w.field("file-ops", r.file_ops).field("socket-ops", r.socket_ops).end_object();
+  const SchedulerCounters& s = scheduler_->counters();
+  w.key("scheduler").begin_object().field("submitted", s.submitted);
+  w.field("dispatched", s.dispatched).field("merged", s.merged);
+  w.field("delayed", s.delayed).end_object();
+  w.key("vbds").begin_array();
+  for (const auto& [backend, slot] : vbds_) {
+    const blkif::Stats v = slot.vbd->stats();
+    w.begin_object().field("backend", backend);
+    w.field("state", static_cast<uint64_t>(slot.vbd->state()));
+    w.field("connected", slot.vbd->connected());
+    w.field("reads", v.reads.completed.value()).field("read-sectors", v.reads.sectors.value());
+    w.field("writes", v.writes.completed.value())
+        .field("written-sectors", v.writes.sectors.value());
+    w.field("flushes", v.flushes.value())
+        .field("discards", v.discards.value())
+        .field("errors", v.errors.value());
+    w.field("events", v.events.value()).field("notifies", v.notifies.value());
+    w.field("grant-maps", v.grant_maps.value()).field("grant-copies", v.grant_copies.value());
+    w.end_object();
+  }
+  w.end_array();
+  w.field("grants-mapped", grants_ ? grants_->mapped_pages() : 0);
+  w.end_object();
+  reply.value(w.take());
+}
+
+void Instance::pause(Reply reply) {
+  if (quitting_) return reply.error("GenericError", "The instance is shutting down");
+  ++pauses_;
+  // std::function wants a copyable target.
+  scheduler_->pause([held = std::make_shared<Reply>(std::move(reply))] { held->ok(); });
+}
+
+void Instance::resume(Reply reply) {
+  if (pauses_ == 0) return reply.error("GenericError", "The disk is not paused");
+  --pauses_;
+  scheduler_->resume();
+  reply.ok();
+}
+
+}  // namespace vbdkit

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// vbdkit-backend: one disk image, served to guests and NBD clients until it is told to quit.
+#include <getopt.h>
+#include <grp.h>
+#include <pwd.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "backend/instance.h"
+#include "config.h"
+
+namespace vbdkit {
+
+namespace {
+
+constexpr const char* kUsage =
+    "usage: vbdkit-backend --spec SPEC [options]\n"
+    "Serves one disk image to Xen guests and NBD clients. Usually started by vbdkitd.\n"
+    "\n"
+    "  --spec SPEC         node spec of the image, e.g. raw:/srv/a.img\n"
+    "  --vbd PATH          serve this backend directory (absolute xenstore path; may be repeated)\n"
+    "  --uuid UUID         name of the instance (default: a random one)\n"
+    "  --runtime-dir DIR   where its sockets are (default: /run/vbdkit/instances/UUID)\n"
+    "  --read-only         open the image read-only\n"
+    "  --share             let other instances that share open the image too\n"
+    "  --engine NAME       auto, io_uring, libaio or sync\n"
+    "  --grants NAME       auto, persistent, map or copy\n"
+    "  --no-nbd            no NBD export\n"
+    "  --xentop-dir DIR    where xentop's files go (default: /dev/shm)\n"
+    "  --user NAME         become this user once everything is open\n"
+    "  --control-fd N      a connected socket on which whoever started us speaks QMP\n"
+    "  --log-level NAME    error, warning, notice, info or debug\n"
+    "  --version, --help\n";
+
+struct Arguments {
+  InstanceOptions instance;
+  std::vector<std::string> vbds;
+  io::EngineKind engine = io::EngineKind::kAuto;
+  std::string user;
+  Fd control;
+  LogLevel log_level = LogLevel::kNotice;
+  bool exit_early = false;  // --help, --version: done
+};
+
+Result<LogLevel> parse_log_level(std::string_view name) {
+  constexpr std::array<std::string_view, 5> kNames = {"error", "warning", "notice", "info",
+                                                      "debug"};
+  for (size_t i = 0; i < kNames.size(); ++i) {
+    if (name == kNames[i]) return static_cast<LogLevel>(static_cast<int>(LogLevel::kError) + i);
+  }
+  return Error(ErrorKind::kInvalid, "log level '" + std::string(name) +
+                                        "': unknown (known: error, warning, notice, info, debug)");
+}
+
+Result<std::string> random_uuid() {
+  VBDKIT_ASSIGN(const Fd source, Fd::open("/proc/sys/kernel/random/uuid", O_RDONLY));
+  std::array<char, 36> text;
+  if (::read(source.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
+    return Error::from_errno(errno, "read /proc/sys/kernel/random/uuid");
+  return std::string(text.data(), text.size());
+}
+
+Result<Arguments> parse_arguments(int argc, char** argv) {
+  enum : int {
+    kSpec = 1,
+    kVbd,
+    kUuid,
+    kRuntimeDir,
+    kReadOnly,
+    kShare,
+    kEngine,
+    kGrants,
+    kNoNbd,
+    kXentopDir,
+    kUser,
+    kControlFd,
+    kLogLevel,
+    kVersion,
+    kHelp,
+  };
+  static const option kOptions[] = {
+      {"spec", 1, nullptr, kSpec},          {"vbd", 1, nullptr, kVbd},
+      {"uuid", 1, nullptr, kUuid},          {"runtime-dir", 1, nullptr, kRuntimeDir},
+      {"read-only", 0, nullptr, kReadOnly}, {"share", 0, nullptr, kShare},
+      {"engine", 1, nullptr, kEngine},      {"grants", 1, nullptr, kGrants},
+      {"no-nbd", 0, nullptr, kNoNbd},       {"xentop-dir", 1, nullptr, kXentopDir},
+      {"user", 1, nullptr, kUser},          {"control-fd", 1, nullptr, kControlFd},
+      {"log-level", 1, nullptr, kLogLevel}, {"version", 0, nullptr, kVersion},
+      {"help", 0, nullptr, kHelp},          {nullptr, 0, nullptr, 0}};
+  Arguments a;
+  for (int c; (c = ::getopt_long(argc, argv, "", kOptions, nullptr)) != -1;) {
+    switch (c) {
+      case kSpec:
+        a.instance.spec = optarg;
+        break;
+      case kVbd:
+        a.vbds.emplace_back(optarg);
+        break;
+      case kUuid:
+        a.instance.uuid = optarg;
+        break;
+      case kRuntimeDir:
+        a.instance.runtime_dir = optarg;
+        break;
+      case kReadOnly:
+        a.instance.read_only = true;
+        break;
+      case kShare:
+        a.instance.shared = true;
+        break;
+      case kEngine: {
+        VBDKIT_ASSIGN(a.engine, io::parse_engine(optarg));
+        break;
+      }
+      case kGrants: {
+        VBDKIT_ASSIGN(a.instance.grants, blkif::parse_grant_policy(optarg));
+        break;
+      }
+      case kNoNbd:
+        a.instance.nbd = false;
+        break;
+      case kXentopDir:
+        a.instance.xentop_dir = optarg;
+        break;
+      case kUser:
+        a.user = optarg;
+        break;
+      case kControlFd:
+        a.control = Fd(std::atoi(optarg));
+        break;
+      case kLogLevel: {
+        VBDKIT_ASSIGN(a.log_level, parse_log_level(optarg));
+        break;
+      }
+      case kVersion:
+        std::puts("vbdkit-backend " VERSION);
+        a.exit_early = true;
+        return a;
+      case kHelp:
+        std::fputs(kUsage, stdout);
+        a.exit_early = true;
+        return a;
+      default:
+        return Error(ErrorKind::kInvalid, "see vbdkit-backend --help");
+    }
+  }
+  if (optind < argc)
+    return Error(ErrorKind::kInvalid, std::string("unexpected argument '") + argv[optind] + "'");
+  if (a.instance.spec.empty()) return Error(ErrorKind::kInvalid, "--spec is missing");
+  if (a.instance.uuid.empty()) {
+    VBDKIT_ASSIGN(a.instance.uuid, random_uuid());
+  }
+  if (a.instance.runtime_dir.empty())
+    a.instance.runtime_dir = "/run/vbdkit/instances/" + a.instance.uuid;
+  return a;
+}
+
+Result<void> become(const std::string& name, Instance& instance) {
+  const passwd* user = ::getpwnam(name.c_str());
+  if (user == nullptr) return Error(ErrorKind::kNotFound, "user '" + name + "' does not exist");
+  // What is opened later could not be opened any more.
+  VBDKIT_TRY(instance.open_xen());
+  VBDKIT_TRY(instance.change_owner(user->pw_uid, user->pw_gid));
+  if (::initgroups(name.c_str(), user->pw_gid) < 0 ||
+      ::setresgid(user->pw_gid, user->pw_gid, user->pw_gid) < 0 ||
+      ::setresuid(user->pw_uid, user->pw_uid, user->pw_uid) < 0)
+    return Error::from_errno(errno, "become user " + name);
+  return {};
+}
+
+// A core holds guests' data; an instance never gains rights by running another program.
+void harden() {
+  const rlimit none{0, 0};
+  ::setrlimit(RLIMIT_CORE, &none);
+  ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+}
+
+Result<Fd> catch_signals() {
+  sigset_t mask;
+  ::sigemptyset(&mask);
+  ::sigaddset(&mask, SIGTERM);
+  ::sigaddset(&mask, SIGINT);
+  if (::sigprocmask(SIG_BLOCK, &mask, nullptr) < 0) return Error::from_errno(errno, "sigprocmask");
+  Fd fd(::signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
+  if (!fd.valid()) return Error::from_errno(errno, "signalfd");
+  return fd;
+}
+
+// The starter learns on the control socket why there is no instance.
+void report_failure(int control, const Error& error) {
+  control::JsonWriter w;
+  w.begin_object().field("kind", to_string(error.kind())).field("desc", error.message());
+  w.end_object();
+  const std::string text =
+      control::qmp_greeting(VERSION) + control::qmp_event("X_VBDKIT_FAILED", w.take());
+  if (control >= 0 && ::send(control, text.data(), text.size(), MSG_NOSIGNAL) < 0) return;
+}
+
+// `starter` is told of a failure until everything is open, then closed.
+Result<void> serve(Arguments& arguments, Fd& starter, const Logger& log) {
+  harden();
+  VBDKIT_ASSIGN(const Fd signals, catch_signals());
+  VBDKIT_ASSIGN(const auto reactor, io::Reactor::create({.engine = arguments.engine}, log));
+  VBDKIT_ASSIGN(const auto instance, Instance::create(*reactor, log, std::move(arguments.instance),
+                                                      std::move(arguments.control)));
+  if (!arguments.user.empty()) VBDKIT_TRY(become(arguments.user, *instance));
+  for (const std::string& vbd : arguments.vbds) VBDKIT_TRY(instance->attach(vbd));
+  starter.reset();
+
+  bool asked = false;
+  const auto watch = reactor->watch(signals.get(), [&] {
+    signalfd_siginfo info;
+    if (::read(signals.get(), &info, sizeof info) < 0) return;
+    // The first asks us to drain; whoever asks again does not want to wait for storage.
+    if (asked) reactor->stop();
+    asked = true;
+    instance->quit();
+  });
+  return reactor->run();
+}
+
+int run(int argc, char** argv) {
+  auto arguments = parse_arguments(argc, argv);
+  const Logger log("vbdkit-backend", arguments ? arguments->log_level : LogLevel::kNotice);
+  if (!arguments) {
+    log.error("%s", arguments.error().message().c_str());
+    return 2;
+  }
+  if (arguments->exit_early) return 0;
+  // Another descriptor of it: the instance takes the first.
+  Fd starter(arguments->control.valid() ? ::fcntl(arguments->control.get(), F_DUPFD_CLOEXEC, 3)
+                                        : -1);
+  if (auto served = serve(*arguments, starter, log); !served) {
+    log.error("%s", served.error().message().c_str());
+    report_failure(starter.get(), served.error());
+    return 1;
+  }
+  return 0;
+}
+
+}  // namespace
+
+}  // namespace vbdkit
+
+int main(int argc, char** argv) { return vbdkit::run(argc, argv); }

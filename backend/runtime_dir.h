@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// RuntimeDir: the directory in which an instance can be found, …/instances/<uuid>:
+//     pid          our process id; locked (OFD) as long as we live, so a crash looks like one
+//     record.json  who we are and what we have open
+//     qmp.sock, nbd.sock
+// Made by whoever starts the instance or by the instance itself; the instance removes the files it
+// made, the daemon removes the directories of the dead.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+#include <string_view>
+
+#include "base/fd.h"
+#include "base/result.h"
+
+namespace vbdkit {
+
+class RuntimeDir {
+ public:
+  // Makes the directory (mode 0700) where it is missing and takes its lock.
+  static Result<RuntimeDir> claim(const std::string& path);
+  RuntimeDir(RuntimeDir&& o) noexcept;
+  RuntimeDir& operator=(RuntimeDir&&) = delete;
+  ~RuntimeDir();  // removes pid and record.json, and the directory where it is empty then
+
+  std::string file(std::string_view name) const { return path_ + "/" + std::string(name); }
+  // Replaces record.json in one step.
+  Result<void> write_record(std::string_view json) const;
+  // The files have to belong to the user that will remove them.
+  Result<void> change_owner(uid_t uid, gid_t gid) const;
+
+  // Whether the instance of that directory lives. Nothing is created.
+  static bool alive(const std::string& path);
+  // Removes what a dead instance left in its directory, and the directory.
+  static void clean(const std::string& path);
+
+ private:
+  RuntimeDir(std::string path, Fd lock) : path_(std::move(path)), lock_(std::move(lock)) {}
+
+  std::string path_;
+  Fd lock_;
+};
+
+}  // namespace vbdkit
