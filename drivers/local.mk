@@ -1,1 +1,40 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
+noinst_LTLIBRARIES += libdrivers.la
+libdrivers_la_SOURCES = \
+  drivers/drivers.h \
+  drivers/file_lock.cc \
+  drivers/file_lock.h \
+  drivers/file_probe.cc \
+  drivers/file_probe.h \
+  drivers/iov.h \
+  drivers/memory_leaf.cc \
+  drivers/memory_leaf.h \
+  drivers/node.h \
+  drivers/null.cc \
+  drivers/options.cc \
+  drivers/options.h \
+  drivers/ram.cc \
+  drivers/raw.cc \
+  drivers/raw_bounce.cc \
+  drivers/raw_bounce.h \
+  drivers/raw_file.cc \
+  drivers/raw_file.h \
+  drivers/registry.cc \
+  drivers/registry.h \
+  drivers/request_queue.h \
+  drivers/spec.cc \
+  drivers/spec.h \
+  drivers/spec_json.cc \
+  drivers/throttle.cc \
+  drivers/throttle.h \
+  drivers/token_bucket.h
+libdrivers_la_LIBADD = libio.la libbase.la
+
+if HAVE_GTEST
+check_PROGRAMS += drivers/drivers_test
+TESTS += drivers/drivers_test
+drivers_drivers_test_SOURCES = \
+  drivers/spec_test.cc
+drivers_drivers_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+drivers_drivers_test_LDADD = libdrivers.la $(GTEST_LIBS)
+endif

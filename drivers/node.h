@@ -46,6 +46,7 @@ struct Request {
 
   // While the request is in flight these belong to the node that has it.
   io::FileOp file_op;
+  void* owner = nullptr;
   Request* next = nullptr;
 };
 

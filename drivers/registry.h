@@ -44,7 +44,8 @@ struct GraphSpec {
 };
 
 // Both forms; the first character '{' means JSON. Checks drivers and keys against the registry:
-// the error names the bad part and lists what is known.
+// the error names the bad part and lists what is known. Specs come from the domain's configuration,
+// so length and number of nodes are bounded.
 Result<GraphSpec> parse_graph(std::string_view text);
 
 struct OpenOptions {
@@ -65,13 +66,17 @@ Result<NodePtr> open_graph(const GraphSpec& spec, const OpenContext& context);
 
 struct DriverEntry {
   const char* name;
-  const char* summary;  // one line for --help and the manual
-  bool filter;
+  const char* summary;                // one line for --help and the manual
+  bool filter;                        // has a next node
+  bool path;                          // a leaf that wants a path (the others refuse one)
   std::span<const char* const> keys;  // known options
   // `next` is null for leaves.
   Result<NodePtr> (*open)(const NodeSpec& spec, NodePtr next, const OpenContext& context);
 };
 
 std::span<const DriverEntry> driver_table();
+
+// The spec of the graph from a filter on down, for its Node::spec().
+std::string spec_in_front(const NodeSpec& filter, const Node& next);
 
 }  // namespace vbdkit::drivers

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// The drivers' entries, one function each, defined in the driver's own .cc. Only registry.cc and
+// spec.cc include this; everybody else goes through driver_table().
+#pragma once
+
+#include "drivers/registry.h"
+
+namespace vbdkit::drivers {
+
+DriverEntry null_driver();
+DriverEntry ram_driver();
+DriverEntry raw_driver();
+DriverEntry throttle_driver();
+
+// The entry of that name, or nullptr.
+const DriverEntry* find_driver(std::string_view name);
+
+}  // namespace vbdkit::drivers

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// Who may have an image open at the same time, kept by open-file-description locks (fcntl(2),
+// F_OFD_SETLK), which the kernel drops with the descriptor, also when a process dies.
+// QEMU locks single bytes of an image to say what it does with it and what it forbids others
+// (block/file-posix.c: byte 100 + n for a permission held, 200 + n for one denied to others). An
+// exclusive lock here covers the whole file and a shared one uses the same bytes, so that programs
+// of both kinds keep out of each other's way.
+#pragma once
+
+#include <string>
+
+#include "base/result.h"
+
+namespace vbdkit::drivers {
+
+enum class LockMode {
+  kReader,        // others may read, none may write
+  kWriter,        // nobody else
+  kSharedReader,  // others may do what they like, if they share too
+  kSharedWriter,
+};
+
+// Replaces the lock that `fd` has. The error names the path and, where it can be found, the process
+// that is in the way.
+Result<void> lock_image(int fd, const std::string& path, LockMode mode);
+void unlock_image(int fd);
+
+}  // namespace vbdkit::drivers
