@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// The subcommands of vbdkit: one .cc each, one line in main.cc's table each. A command parses its
+// own arguments, writes results to stdout, messages to the log, and returns the exit code.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/log.h"
+
+namespace vbdkit::storage {
+
+// Documented in vbdkit(1).
+inline constexpr int kExitOk = 0;
+inline constexpr int kExitFailure = 1;  // it was tried and failed
+inline constexpr int kExitUsage = 2;    // the command line makes no sense
+
+struct Command {
+  const char* name;
+  const char* summary;
+  // `args` are those after the command's name.
+  int (*run)(const std::vector<std::string>& args, const Logger& log);
+};
+
+int serve(const std::vector<std::string>& args, const Logger& log);
+int list_drivers(const std::vector<std::string>& args, const Logger& log);
+
+}  // namespace vbdkit::storage
