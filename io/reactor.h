@@ -105,7 +105,7 @@ class Reactor {
   static Result<std::unique_ptr<Reactor>> create(const Options& options, const Logger& log);
   virtual ~Reactor() = default;
 
-  // Returns after stop(), or with an error of the kernel interface itself.
+  // Returns after stop(), or with an error of the kernel interface itself. May be called again.
   virtual Result<void> run() = 0;
 
   virtual void submit(FileOp& op) = 0;

@@ -39,6 +39,8 @@ class ReactorCommon : public Reactor {
   // Empties the wake descriptor and runs what other threads posted.
   void drain_posted();
   bool stopping() const { return stop_.load(std::memory_order_acquire); }
+  // run() has seen the stop and returns; the next run() waits for another one.
+  void stop_seen() { stop_.store(false, std::memory_order_release); }
   int wake_fd() const { return wake_.get(); }
 
   ReactorCounters counters_;

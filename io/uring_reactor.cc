@@ -271,6 +271,7 @@ Result<void> UringReactor::run() {
     fire_timers();
   }
   run_turn_end();
+  stop_seen();
   return {};
 }
 
