@@ -34,6 +34,10 @@ if HAVE_GTEST
 check_PROGRAMS += drivers/drivers_test
 TESTS += drivers/drivers_test
 drivers_drivers_test_SOURCES = \
+  drivers/conformance.cc \
+  drivers/conformance.h \
+  drivers/conformance_test.cc \
+  drivers/fault_filter.h \
   drivers/spec_test.cc
 drivers_drivers_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 drivers_drivers_test_LDADD = libdrivers.la $(GTEST_LIBS)
