@@ -11,14 +11,12 @@
 #include <cstdint>
 #include <string>
 
+#include "backend/blkif/abi.h"
 #include "backend/xen/xenstore.h"
 #include "base/result.h"
 #include "drivers/node.h"
 
 namespace vbdkit::blkif {
-
-inline constexpr unsigned kMaxRingPageOrder = 4;
-inline constexpr unsigned kMaxIndirectSegments = 256;
 
 // What a frontend may ask for.
 struct Limits {
@@ -36,6 +34,8 @@ struct DiskProperties {
   bool removable = false;
   bool discard = true;  // "discard-enable" of the toolstack
 };
+
+bool offers_discard(const DiskProperties& disk);
 
 // Writes the nodes that say how a frontend may connect.
 Result<void> publish_limits(const xen::StoreView& store, const std::string& backend,

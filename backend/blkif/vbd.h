@@ -13,17 +13,15 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "backend/blkif/features.h"
+#include "backend/blkif/queue.h"
 #include "backend/blkif/stats.h"
-#include "backend/request_sink.h"
-#include "backend/xen/event_channels.h"
-#include "backend/xen/grant_table.h"
 #include "backend/xen/xenstore.h"
 #include "base/log.h"
 #include "base/result.h"
-#include "io/reactor.h"
 
 namespace vbdkit::blkif {
 
@@ -37,16 +35,9 @@ enum class GrantPolicy {
 Result<GrantPolicy> parse_grant_policy(
     std::string_view name);  // "auto", "persistent", "map", "copy"
 
-// Where queues live: queue i on hosts[i % hosts.size()]. The first is the Vbd's own reactor.
-struct QueueHost {
-  io::Reactor& reactor;
-  xen::EventChannels& events;
-  xen::GrantTable& grants;
-  RequestSink& sink;
-};
-
 struct VbdContext {
   xen::XenStore& store;
+  // Where queues live: queue i on hosts[i % hosts.size()]. The first is the Vbd's own.
   std::vector<QueueHost> hosts;
   const Logger& log;
   Limits limits;
