@@ -19,6 +19,7 @@ namespace vbdkit::blkif {
 // The most we ever offer a frontend, and so the bounds of everything sized by it.
 inline constexpr unsigned kMaxRingPageOrder = 4;
 inline constexpr unsigned kMaxIndirectSegments = 256;
+inline constexpr unsigned kMaxQueues = 64;
 
 struct SlotLayout {
   size_t slot;             // bytes from one slot to the next

@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <functional>
 #include <future>
@@ -289,6 +290,9 @@ Result<void> VbdImpl::open_queues(const FrontendOffer& offer) {
 
 Limits VbdImpl::our_limits() const {
   Limits l = context_.limits;
+  l.ring_page_order = std::min(l.ring_page_order, kMaxRingPageOrder);
+  l.indirect_segments = std::min(l.indirect_segments, kMaxIndirectSegments);
+  l.queues = std::clamp(l.queues, 1u, kMaxQueues);
   if (context_.policy == GrantPolicy::kMap || context_.policy == GrantPolicy::kCopy)
     l.persistent_grants = false;
   return l;
