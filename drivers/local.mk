@@ -42,3 +42,5 @@ drivers_drivers_test_SOURCES = \
 drivers_drivers_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 drivers_drivers_test_LDADD = libdrivers.la $(GTEST_LIBS)
 endif
+
+include drivers/chain/local.mk

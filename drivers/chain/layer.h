@@ -11,7 +11,8 @@
 // parent, so what map() said of it stays true. The leaf changes only through its own write(),
 // discard() and write_zeroes(), and reports each change to the chain through MapListener.
 //
-// Crash rules every writable layer keeps (tests replay every prefix and reordering within flushes):
+// Crash rules every writable layer keeps (tests replay every prefix and random reorderings
+// within flushes: drivers/crash_replay.h):
 //  - the metadata that points at data is written to the file only after that data is durable; until
 //    then the new mapping lives in memory (and in the merged map), so writes are acknowledged
 //    early;
@@ -22,9 +23,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "base/log.h"
 #include "base/result.h"
 #include "drivers/node.h"
 
@@ -75,6 +80,10 @@ struct LayerInfo {
   uint32_t alignment = 512;  // bytes; requests are multiples of it
   uint32_t cluster = 0;      // bytes; allocation unit (VHD block, qcow2 cluster)
   std::string format;        // "vhd", "qcow2", "raw"
+  std::string uuid;          // VHD: its own, compared with what a child says of its parent
+  // Of discard(): bytes; 0: it answers EOPNOTSUPP always.
+  uint32_t discard_granularity = 0;
+  bool can_write_zeroes = false;  // natively, without writing each byte
 };
 
 // Where the parent is, as the image itself records it; resolved against the image's own directory.
@@ -82,8 +91,8 @@ struct ParentReference {
   std::string path;                // first candidate that exists, or the first of all
   std::vector<std::string> tried;  // every candidate, for the error message
   std::string format;              // "" where the image does not name it
-  std::string uuid;                // VHD; checked against the parent found
-  uint32_t timestamp = 0;          // VHD
+  std::string uuid;                // VHD; must be the found parent's LayerInfo::uuid
+  int64_t modified = 0;  // seconds since the Epoch; VHD: the parent's mtime when the child was made
 };
 
 class Layer {
@@ -95,11 +104,17 @@ class Layer {
   virtual const ParentReference* parent() const = 0;  // nullptr: a base image
 
   // Says where [offset, offset+length) lies. May read metadata; `done` may run inside map().
+  // Segments (file offsets too) are multiples of 512 bytes. What the leaf changes after `done` ran
+  // it reports through MapListener; what it changed before is in the answer.
   virtual void map(MapRequest& request) = 0;
   // Reads a range that map() called kCompressed.
   virtual void read_special(Request& request) = 0;
 
-  // Leaf only. Requests never overlap one another in flight (the scheduler's rule), but may touch
+  // Leaf only, all below. kFua is never set: the chain turns it into a flush() that follows. No
+  // metadata I/O may be in flight when no request is (a node may then be destroyed): what an
+  // internal flush costs, the write that causes it waits for.
+  // The destructor writes what was acknowledged and not flushed yet: an orderly end loses nothing.
+  // Requests never overlap one another in flight (the scheduler's rule), but may touch
   // the same cluster; the layer orders those itself. Writes to ranges that are kData already also
   // come here only if the chain has no mapping at hand; the chain sends the others straight to
   // file().
@@ -117,5 +132,27 @@ class Layer {
   Layer(const Layer&) = delete;
   Layer& operator=(const Layer&) = delete;
 };
+
+struct LayerContext {
+  io::Reactor& reactor;
+  const Logger& log;
+  bool read_only = true;
+};
+
+// What a layer is opened on. Opening may block and reads the metadata it needs through a descriptor
+// of its own (chain/image_file.h); all later I/O goes through `file`.
+struct LayerSource {
+  std::string path;
+  NodePtr file;  // plain bytes, opened with the same access as the layer
+};
+
+// One image format, for chains. A format is one line in the table of formats.cc.
+struct LayerFormat {
+  const char* name;
+  Result<std::unique_ptr<Layer>> (*open)(LayerSource source, const LayerContext& context);
+};
+
+std::span<const LayerFormat> layer_formats();
+const LayerFormat* find_layer_format(std::string_view name);  // or nullptr
 
 }  // namespace vbdkit::drivers
