@@ -100,10 +100,24 @@ tests_sim_libsimguest_la_LIBADD = $(XENSTORE_LIBS)
 simtest_cppflags = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 simtest_ldadd = tests/sim/libsimguest.la libbase.la $(GTEST_LIBS)
 
-check_PROGRAMS += tests/sim/qdisk_test
-TESTS += tests/sim/qdisk_test
+simtests = \
+  tests/sim/qdisk_test \
+  tests/sim/world_test \
+  tests/sim/xenlibs_test
+check_PROGRAMS += $(simtests)
+TESTS += $(simtests)
+
 tests_sim_qdisk_test_SOURCES = tests/sim/qdisk_test.cc
 tests_sim_qdisk_test_CPPFLAGS = $(simtest_cppflags)
 tests_sim_qdisk_test_LDADD = $(simtest_ldadd)
+
+tests_sim_world_test_SOURCES = tests/sim/world_test.cc
+tests_sim_world_test_CPPFLAGS = $(simtest_cppflags)
+tests_sim_world_test_LDADD = $(simtest_ldadd)
+
+tests_sim_xenlibs_test_SOURCES = tests/sim/xenlibs_test.cc
+tests_sim_xenlibs_test_CPPFLAGS = $(simtest_cppflags) $(XENEVTCHN_CFLAGS) $(XENGNTTAB_CFLAGS)
+tests_sim_xenlibs_test_LDADD = tests/sim/libsimguest.la libbase.la $(XENEVTCHN_LIBS) \
+  $(XENGNTTAB_LIBS) -lgtest -lpthread
 
 endif

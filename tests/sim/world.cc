@@ -34,22 +34,20 @@ Result<std::string> make_directory() {
   return path;
 }
 
-ProcessUse counted(const Counters& c) {
-  ProcessUse use;
-  use.map_calls = c.map_calls;
-  use.maps = c.maps;
-  use.map_failures = c.map_failures;
-  use.unmap_calls = c.unmap_calls;
-  use.unmaps = c.unmaps;
-  use.copy_calls = c.copy_calls;
-  use.copies = c.copies;
-  use.copy_bytes = c.copy_bytes;
-  use.copy_failures = c.copy_failures;
-  use.notifies = c.notifies;
-  use.deliveries = c.deliveries;
-  use.pendings = c.pendings;
-  use.unmasks = c.unmasks;
-  return use;
+void add(ProcessUse& use, const Counters& c) {
+  use.map_calls += c.map_calls;
+  use.maps += c.maps;
+  use.map_failures += c.map_failures;
+  use.unmap_calls += c.unmap_calls;
+  use.unmaps += c.unmaps;
+  use.copy_calls += c.copy_calls;
+  use.copies += c.copies;
+  use.copy_bytes += c.copy_bytes;
+  use.copy_failures += c.copy_failures;
+  use.notifies += c.notifies;
+  use.deliveries += c.deliveries;
+  use.pendings += c.pendings;
+  use.unmasks += c.unmasks;
 }
 
 }  // namespace
@@ -217,31 +215,32 @@ Result<std::vector<DomId>> World::zombies() {
 }
 
 std::optional<ProcessUse> World::use_of(pid_t pid) {
+  std::optional<ProcessUse> use;
   for (uint32_t peer = 0;;) {
     auto reply = connection_->call(Op::kPeerNext, {peer});
-    if (!reply) return std::nullopt;
+    if (!reply) return use;
     const auto& value = reply->reply.value;
     peer = value[0] + 1;
     if (value[1] != static_cast<uint32_t>(pid)) continue;
     auto ledger = Mapping::map(reply->fds[0], sizeof(Ledger));
     if (!ledger) return std::nullopt;
-    ProcessUse use = counted(ledger->as<Ledger>()->counters);
-    use.ports = value[2];
-    use.grants = value[3];
-    return use;
+    if (!use) use.emplace();
+    add(*use, ledger->as<Ledger>()->counters);
+    use->ports += value[2];
+    use->grants += value[3];
   }
 }
 
 std::string World::logs() const {
   std::string out;
-  const auto add = [&](const Process* process) {
+  const auto append = [&](const Process* process) {
     if (process == nullptr) return;
     const std::string text = process->log();
     if (!text.empty()) out += "==> " + process->log_path() + "\n" + text + "\n";
   };
-  add(broker_.get());
-  add(xenstored_.get());
-  for (const auto& process : processes_) add(process.get());
+  append(broker_.get());
+  append(xenstored_.get());
+  for (const auto& process : processes_) append(process.get());
   return out;
 }
 
