@@ -42,6 +42,7 @@ struct InstanceOptions {
   bool read_only = false;
   bool shared = false;  // others that also share may have the image open
   bool nbd = true;
+  bool managed = false;  // a daemon has started us and ends us
   blkif::GrantPolicy grants = blkif::GrantPolicy::kAuto;
 };
 

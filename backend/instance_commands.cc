@@ -174,7 +174,9 @@ void Instance::write_identity(JsonWriter& w) const {
   w.field("uuid", options_.uuid).field("host", host.data());
   w.field("pid", static_cast<uint64_t>(::getpid())).field("start-time", own_start_time());
   w.field("spec", options_.spec).field("read-only", top_->info().read_only);
-  w.field("shared", options_.shared).field("state", pauses_ == 0 ? "running" : "paused");
+  w.field("shared", options_.shared)
+      .field("managed", options_.managed)
+      .field("state", pauses_ == 0 ? "running" : "paused");
   w.field("qmp", runtime_->file("qmp.sock"));
   if (nbd_) w.field("nbd", nbd_->path());
   w.key("chain").begin_array();

@@ -19,3 +19,19 @@ include backend/xen/local.mk
 include backend/blkif/local.mk
 include backend/nbd/local.mk
 include backend/control/local.mk
+
+# What is common to the instance, the daemon and the command line.
+noinst_LTLIBRARIES += libruntimedir.la
+libruntimedir_la_SOURCES = \
+  backend/runtime_dir.cc \
+  backend/runtime_dir.h
+libruntimedir_la_LIBADD = libbase.la
+
+pkglibexec_PROGRAMS += vbdkit-backend
+vbdkit_backend_SOURCES = \
+  backend/instance.cc \
+  backend/instance.h \
+  backend/instance_commands.cc \
+  backend/main.cc
+vbdkit_backend_LDADD = libblkif.la libnbdserver.la libcontrol.la libdrivers.la libscheduler.la \
+  libruntimedir.la libxenhandles.la libio.la libbase.la

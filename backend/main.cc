@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "backend/instance.h"
+#include "base/uuid.h"
 #include "config.h"
 
 namespace vbdkit {
@@ -40,6 +41,7 @@ constexpr const char* kUsage =
     "  --xentop-dir DIR    where xentop's files go (default: /dev/shm)\n"
     "  --user NAME         become this user once everything is open\n"
     "  --control-fd N      a connected socket on which whoever started us speaks QMP\n"
+    "  --managed           say that a daemon looks after us\n"
     "  --log-level NAME    error, warning, notice, info or debug\n"
     "  --version, --help\n";
 
@@ -52,24 +54,6 @@ struct Arguments {
   LogLevel log_level = LogLevel::kNotice;
   bool exit_early = false;  // --help, --version: done
 };
-
-Result<LogLevel> parse_log_level(std::string_view name) {
-  constexpr std::array<std::string_view, 5> kNames = {"error", "warning", "notice", "info",
-                                                      "debug"};
-  for (size_t i = 0; i < kNames.size(); ++i) {
-    if (name == kNames[i]) return static_cast<LogLevel>(static_cast<int>(LogLevel::kError) + i);
-  }
-  return Error(ErrorKind::kInvalid, "log level '" + std::string(name) +
-                                        "': unknown (known: error, warning, notice, info, debug)");
-}
-
-Result<std::string> random_uuid() {
-  VBDKIT_ASSIGN(const Fd source, Fd::open("/proc/sys/kernel/random/uuid", O_RDONLY));
-  std::array<char, 36> text;
-  if (::read(source.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
-    return Error::from_errno(errno, "read /proc/sys/kernel/random/uuid");
-  return std::string(text.data(), text.size());
-}
 
 Result<Arguments> parse_arguments(int argc, char** argv) {
   enum : int {
@@ -85,6 +69,7 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
     kXentopDir,
     kUser,
     kControlFd,
+    kManaged,
     kLogLevel,
     kVersion,
     kHelp,
@@ -138,6 +123,9 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
         break;
       case kControlFd:
         a.control = Fd(std::atoi(optarg));
+        break;
+      case kManaged:
+        a.instance.managed = true;
         break;
       case kLogLevel: {
         VBDKIT_ASSIGN(a.log_level, parse_log_level(optarg));

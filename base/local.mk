@@ -7,7 +7,9 @@ libbase_la_SOURCES = \
   base/log.h \
   base/result.cc \
   base/result.h \
-  base/units.h
+  base/units.h \
+  base/uuid.cc \
+  base/uuid.h
 
 if HAVE_GTEST
 check_PROGRAMS += base/base_test

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <utility>
@@ -14,6 +15,19 @@ namespace {
 constexpr size_t kMaxLine = 2048;
 
 }  // namespace
+
+Result<LogLevel> parse_log_level(std::string_view name) {
+  // In the order of the levels, from kError on.
+  constexpr std::array<std::string_view, 5> kNames = {"error", "warning", "notice", "info",
+                                                      "debug"};
+  const auto found = std::find(kNames.begin(), kNames.end(), name);
+  if (found == kNames.end())
+    return Error(ErrorKind::kInvalid,
+                 "log level '" + std::string(name) +
+                     "': unknown (known: error, warning, notice, info, debug)");
+  return static_cast<LogLevel>(static_cast<int>(LogLevel::kError) +
+                               static_cast<int>(found - kNames.begin()));
+}
 
 bool RateLimit::allow(Clock::time_point now, uint64_t* suppressed) {
   if (now - window_start_ >= interval_) {

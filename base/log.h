@@ -14,9 +14,13 @@
 #include <string>
 #include <string_view>
 
+#include "base/result.h"
+
 namespace vbdkit {
 
 enum class LogLevel : int { kError = 3, kWarning = 4, kNotice = 5, kInfo = 6, kDebug = 7 };
+// "error", "warning", "notice", "info", "debug".
+Result<LogLevel> parse_log_level(std::string_view name);
 
 // Lets `burst` messages through per `interval`. Not thread-safe: one owner.
 class RateLimit {

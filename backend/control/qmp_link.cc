@@ -51,7 +51,7 @@ void QmpLink::on_closed() {
   const auto waiting = std::exchange(waiting_, {});
   const auto closed = handlers_.closed;
   for (const Answer& answer : waiting)
-    answer(Error(ErrorKind::kIo, "the instance closed its control connection"));
+    answer(Error(ErrorKind::kIo, "the peer closed the control connection", EPIPE));
   closed();
 }
 

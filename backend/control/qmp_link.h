@@ -22,7 +22,7 @@ class QmpLink {
   struct Handlers {
     std::function<void()> ready;  // the peer has greeted
     std::function<void(const std::string& name, const Json& data)> event;
-    // Commands without an answer are answered with an error before this.
+    // Commands without an answer are answered with an error (EPIPE) before this.
     std::function<void()> closed;
   };
 

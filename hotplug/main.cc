@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// vbdkitd: the daemon, and with --client the questions that the hotplug script asks it.
+#include <getopt.h>
+#include <sys/signalfd.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include <array>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "backend/control/qmp_client.h"
+#include "config.h"
+#include "hotplug/daemon.h"
+#include "hotplug/daemon_control.h"
+
+namespace vbdkit::hotplug {
+
+namespace {
+
+constexpr const char* kUsage =
+    "usage: vbdkitd [options]\n"
+    "       vbdkitd [options] --client wait-ready|wait-gone DEVICE\n"
+    "       vbdkitd [options] --client query-devices\n"
+    "Starts and looks after one vbdkit-backend per disk image of Xen guests.\n"
+    "\n"
+    "  --runtime-dir DIR    sockets and instances (default: /run/vbdkit)\n"
+    "  --backend PROGRAM    vbdkit-backend to start\n"
+    "  --backend-arg ARG    give it this argument too (may be repeated)\n"
+    "  --sysfs DIR          where sysfs is (default: /sys)\n"
+    "  --log-level NAME     error, warning, notice, info or debug\n"
+    "  --client COMMAND     ask the running daemon; DEVICE as in xenstore: vbd/1/51712\n"
+    "  --timeout MS         how long --client waits (default: 30000)\n"
+    "  --version, --help\n";
+
+struct Arguments {
+  DaemonOptions daemon;
+  LogLevel log_level = LogLevel::kNotice;
+  std::string client;  // a command, or empty: be the daemon
+  std::string device;
+  unsigned timeout_ms = 30'000;
+  bool exit_early = false;
+};
+
+Result<Arguments> parse_arguments(int argc, char** argv) {
+  enum : int {
+    kRuntimeDir = 1,
+    kBackend,
+    kBackendArg,
+    kSysfs,
+    kLogLevel,
+    kClient,
+    kTimeout,
+    kVersion,
+    kHelp,
+  };
+  static const option kOptions[] = {{"runtime-dir", 1, nullptr, kRuntimeDir},
+                                    {"backend", 1, nullptr, kBackend},
+                                    {"backend-arg", 1, nullptr, kBackendArg},
+                                    {"sysfs", 1, nullptr, kSysfs},
+                                    {"log-level", 1, nullptr, kLogLevel},
+                                    {"client", 1, nullptr, kClient},
+                                    {"timeout", 1, nullptr, kTimeout},
+                                    {"version", 0, nullptr, kVersion},
+                                    {"help", 0, nullptr, kHelp},
+                                    {nullptr, 0, nullptr, 0}};
+  Arguments a;
+  a.daemon.backend_program = VBDKIT_LIBEXECDIR "/vbdkit-backend";
+  for (int c; (c = ::getopt_long(argc, argv, "", kOptions, nullptr)) != -1;) {
+    switch (c) {
+      case kRuntimeDir:
+        a.daemon.runtime_dir = optarg;
+        break;
+      case kBackend:
+        a.daemon.backend_program = optarg;
+        break;
+      case kBackendArg:
+        a.daemon.backend_arguments.emplace_back(optarg);
+        break;
+      case kSysfs:
+        a.daemon.sysfs = optarg;
+        break;
+      case kLogLevel: {
+        VBDKIT_ASSIGN(a.log_level, parse_log_level(optarg));
+        break;
+      }
+      case kClient:
+        a.client = optarg;
+        break;
+      case kTimeout:
+        a.timeout_ms = static_cast<unsigned>(std::strtoul(optarg, nullptr, 10));
+        break;
+      case kVersion:
+        std::puts("vbdkitd " VERSION);
+        a.exit_early = true;
+        return a;
+      case kHelp:
+        std::fputs(kUsage, stdout);
+        a.exit_early = true;
+        return a;
+      default:
+        return Error(ErrorKind::kInvalid, "see vbdkitd --help");
+    }
+  }
+  if (!a.client.empty() && optind < argc) a.device = argv[optind++];
+  if (optind < argc)
+    return Error(ErrorKind::kInvalid, std::string("unexpected argument '") + argv[optind] + "'");
+  return a;
+}
+
+std::string socket_path(const Arguments& arguments) {
+  return arguments.daemon.runtime_dir + "/vbdkitd.sock";
+}
+
+// Prints the answer: of wait-ready, the path of the NBD socket; of query-devices, its JSON.
+Result<void> ask(const Arguments& arguments) {
+  auto client = control::QmpClient::connect(socket_path(arguments));
+  if (!client)
+    return Error(ErrorKind::kNotFound, "vbdkitd is not running (" + client.error().message() +
+                                           "); start it with: systemctl start vbdkitd");
+  std::string parameters;
+  if (!arguments.device.empty()) {
+    control::JsonWriter w;
+    w.begin_object().field("device", arguments.device);
+    w.field("timeout-ms", uint64_t{arguments.timeout_ms}).end_object();
+    parameters = w.take();
+  }
+  // The daemon keeps the deadline; ours is for a daemon that hangs.
+  const auto patience = std::chrono::milliseconds(arguments.timeout_ms) + std::chrono::seconds(2);
+  VBDKIT_ASSIGN(const auto result, client->execute(arguments.client, parameters, patience));
+  if (const auto nbd = result.member("nbd").string()) {
+    std::puts(nbd->c_str());
+  } else if (result.is_array()) {
+    std::puts(result.dump().c_str());
+  }
+  return {};
+}
+
+// systemd's watchdog: the loop has come round within half its interval.
+class Watchdog {
+ public:
+  explicit Watchdog(io::Reactor& reactor) {
+    uint64_t microseconds = 0;
+    if (::sd_watchdog_enabled(0, &microseconds) <= 0) return;
+    interval_ = std::chrono::microseconds(microseconds / 2);
+    timer_ = reactor.timer([this] { tick(); });
+    tick();
+  }
+
+ private:
+  void tick() {
+    ::sd_notify(0, "WATCHDOG=1");
+    timer_->arm(io::Timer::Clock::now() + interval_);
+  }
+
+  std::chrono::microseconds interval_{};
+  std::unique_ptr<io::Timer> timer_;
+};
+
+Result<Fd> catch_signals() {
+  sigset_t mask;
+  ::sigemptyset(&mask);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) ::sigaddset(&mask, signal);
+  if (::sigprocmask(SIG_BLOCK, &mask, nullptr) < 0) return Error::from_errno(errno, "sigprocmask");
+  Fd fd(::signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
+  if (!fd.valid()) return Error::from_errno(errno, "signalfd");
+  return fd;
+}
+
+Result<void> serve(const Arguments& arguments, const Logger& log) {
+  VBDKIT_ASSIGN(const Fd signals, catch_signals());
+  VBDKIT_ASSIGN(const auto reactor, io::Reactor::create({.queue_depth = 64}, log));
+  VBDKIT_ASSIGN(const auto daemon, Daemon::create(*reactor, log, arguments.daemon));
+  VBDKIT_ASSIGN(const auto control,
+                DaemonControl::create(*reactor, log, *daemon, socket_path(arguments)));
+  const auto watch = reactor->watch(signals.get(), [&] {
+    signalfd_siginfo info;
+    if (::read(signals.get(), &info, sizeof info) < 0) return;
+    if (info.ssi_signo != SIGHUP) return reactor->stop();
+    ::sd_notify(0, "RELOADING=1");
+    daemon->rescan();
+    ::sd_notify(0, "READY=1");
+  });
+  const Watchdog watchdog(*reactor);
+  ::sd_notify(0, "READY=1");
+  log.info("watching %s", daemon->backend_root().c_str());
+  auto ran = reactor->run();
+  // The instances stay: the next daemon finds them, and guests notice nothing.
+  ::sd_notify(0, "STOPPING=1");
+  return ran;
+}
+
+int run(int argc, char** argv) {
+  const auto arguments = parse_arguments(argc, argv);
+  const Logger log("vbdkitd", arguments ? arguments->log_level : LogLevel::kNotice);
+  if (!arguments) {
+    log.error("%s", arguments.error().message().c_str());
+    return 2;
+  }
+  if (arguments->exit_early) return 0;
+  if (!arguments->client.empty()) {
+    // For the script: the message alone, which it passes on to the user.
+    if (const auto asked = ask(*arguments); !asked) {
+      std::fprintf(stderr, "%s\n", asked.error().message().c_str());
+      return 1;
+    }
+    return 0;
+  }
+  if (const auto served = serve(*arguments, log); !served) {
+    log.error("%s", served.error().message().c_str());
+    return 1;
+  }
+  return 0;
+}
+
+}  // namespace
+
+}  // namespace vbdkit::hotplug
+
+int main(int argc, char** argv) { return vbdkit::hotplug::run(argc, argv); }
