@@ -16,3 +16,31 @@ libnbdserver_la_SOURCES = \
   backend/nbd/unix_listener.cc \
   backend/nbd/unix_listener.h
 libnbdserver_la_LIBADD = libscheduler.la
+
+if HAVE_GTEST
+check_PROGRAMS += backend/nbd/nbd_test
+TESTS += backend/nbd/nbd_test
+backend_nbd_nbd_test_SOURCES = \
+  backend/nbd/buffer_pool_test.cc \
+  backend/nbd/negotiation_test.cc \
+  backend/nbd/protocol_test.cc
+backend_nbd_nbd_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+backend_nbd_nbd_test_LDADD = libnbdserver.la $(GTEST_LIBS)
+
+check_PROGRAMS += backend/nbd/server_test
+TESTS += backend/nbd/server_test
+backend_nbd_server_test_SOURCES = \
+  backend/nbd/hostile_test.cc \
+  backend/nbd/server_test.cc \
+  backend/nbd/test_server.cc \
+  backend/nbd/test_server.h
+backend_nbd_server_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS) $(LIBNBD_CFLAGS)
+backend_nbd_server_test_LDADD = \
+  libnbdserver.la \
+  libscheduler.la \
+  libdrivers.la \
+  libio.la \
+  libbase.la \
+  $(LIBNBD_LIBS) \
+  $(GTEST_LIBS)
+endif

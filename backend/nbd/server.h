@@ -45,9 +45,9 @@ class SchedulerStatus final : public StatusSource {
 };
 
 struct ServerOptions {
-  std::string path;                         // of the unix socket; at most 107 bytes
-  std::string export_name;                  // clients that ask for "" get it too
-  std::string description;                  // shown by LIST and INFO; may be empty
+  std::string path = {};                    // of the unix socket; at most 107 bytes
+  std::string export_name = {};             // clients that ask for "" get it too
+  std::string description = {};             // shown by LIST and INFO; may be empty
   bool read_only = false;                   // also where the node is read-only
   unsigned max_connections = 16;            // more clients wait in the listen queue
   unsigned max_requests = 128;              // in flight per connection; then it is not read from
