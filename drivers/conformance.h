@@ -31,6 +31,8 @@ class TestStorage {
   using Wrap = std::function<NodePtr(NodePtr)>;
 
   virtual ~TestStorage() = default;
+  // Why it cannot be used on this machine; empty where it can.
+  virtual std::string missing() const { return {}; }
   // Leaves have nothing beneath them and do not call `wrap`.
   virtual Result<NodePtr> open(const OpenContext& context, const Wrap& wrap) = 0;
 };
@@ -43,6 +45,8 @@ struct Subject {
   bool persistent = true;  // another open finds the data
   bool resizable = true;
   bool registered = true;  // spec() opens again through the registry
+  // The reactor to run on; none: what Reactor::create() makes of `engine`.
+  std::function<std::unique_ptr<io::Reactor>(uint64_t seed)> reactor = nullptr;
   io::EngineKind engine = io::EngineKind::kAuto;
 };
 
@@ -53,9 +57,10 @@ inline std::string subject_name(const testing::TestParamInfo<Subject>& info) {
 }
 
 // Storage for a subject that is described by a spec. `make_spec` gets the path of a new sparse file
-// of the size; it may ignore both.
+// of the size; it may ignore both. The file is made in `directory`, or where TMPDIR says.
 std::function<std::unique_ptr<TestStorage>(uint64_t)> storage_by_spec(
-    std::function<std::string(const std::string& path, uint64_t size)> make_spec);
+    std::function<std::string(const std::string& path, uint64_t size)> make_spec,
+    std::string directory = {});
 
 // One request with its memory.
 struct TestIo {

@@ -34,11 +34,14 @@ if HAVE_GTEST
 check_PROGRAMS += drivers/drivers_test
 TESTS += drivers/drivers_test
 drivers_drivers_test_SOURCES = \
+  drivers/capricious_reactor.h \
   drivers/conformance.cc \
   drivers/conformance.h \
   drivers/conformance_test.cc \
   drivers/fault_filter.h \
-  drivers/spec_test.cc
+  drivers/loop_device.h \
+  drivers/spec_test.cc \
+  drivers/throttle_test.cc
 drivers_drivers_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 drivers_drivers_test_LDADD = libdrivers.la $(GTEST_LIBS)
 endif

@@ -147,10 +147,13 @@ void BouncePool::advance(Job& job, int64_t result) {
     return;
   }
   const Request& request = *job.request;
+  const uint64_t mask = job.was_direct ? file_of(request).block_mask : 0;
   const uint64_t reached = job.start + static_cast<uint64_t>(result);
   if (job.op.kind == io::FileOp::Kind::kRead && request.op != Op::kRead) {
-    // The blocks to be changed in part. Short means that the file ends inside them.
-    if (reached < job.stop) {
+    // The blocks that are changed in part have been read; of a short read, the whole ones.
+    job.stop = reached & ~mask;
+    job.end = std::min(job.end, job.stop);
+    if (job.end <= job.position) {
       complete(job, EIO);
       return;
     }
@@ -159,7 +162,6 @@ void BouncePool::advance(Job& job, int64_t result) {
     return;
   }
   // What a short write left of a block is written again with the rest of it.
-  const uint64_t mask = job.was_direct ? file_of(request).block_mask : 0;
   const uint64_t position = std::min(job.end, request.op == Op::kRead ? reached : reached & ~mask);
   // The file ends before its size: somebody truncated it.
   if (position <= job.position) {

@@ -46,15 +46,23 @@ Result<ThrottleLimits> read_limits(const NodeSpec& spec) {
   return limits;
 }
 
+uint64_t bytes_of(const Request& request) {
+  return request.op == Op::kRead || request.op == Op::kWrite ? request.length : 0;
+}
+
 void set_bucket(TokenBucket& bucket, const Limit& limit, TokenBucket::Time now) {
   bucket.set(limit.rate, limit.burst != 0 ? limit.burst : limit.rate / 10, now);
 }
 
 }  // namespace
 
+ThrottleFilter::Time ThrottleFilter::Buckets::ready_at(const Request& request, Time now) const {
+  return std::max(bytes.ready_at(bytes_of(request), now), requests.ready_at(1, now));
+}
+
 void ThrottleFilter::Buckets::take(const Request& request, Time now) {
+  bytes.take(bytes_of(request), now);
   requests.take(1, now);
-  if (request.op == Op::kRead || request.op == Op::kWrite) bytes.take(request.length, now);
 }
 
 void ThrottleFilter::Buckets::set(const Limit& bps, const Limit& iops, Time now) {
@@ -101,6 +109,11 @@ void ThrottleFilter::submit(Request& request) {
   const bool first = lane.queue.empty();
   lane.queue.push(request);
   if (first) dispatch();
+}
+
+ThrottleFilter::Time ThrottleFilter::ready_at(const Lane& lane, Time now) const {
+  const Request& request = *lane.queue.front();
+  return std::max(lane.buckets.ready_at(request, now), total_.ready_at(request, now));
 }
 
 void ThrottleFilter::dispatch() {

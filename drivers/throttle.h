@@ -26,8 +26,12 @@ struct Limit {
 
 // Discard and write-zeroes count as writes of no bytes.
 struct ThrottleLimits {
-  Limit bps, bps_read, bps_write;     // bytes
-  Limit iops, iops_read, iops_write;  // requests
+  Limit bps{};  // bytes: in total, and by direction
+  Limit bps_read{};
+  Limit bps_write{};
+  Limit iops{};  // requests, likewise
+  Limit iops_read{};
+  Limit iops_write{};
 
   friend bool operator==(const ThrottleLimits&, const ThrottleLimits&) = default;
 };
@@ -52,7 +56,7 @@ class ThrottleFilter final : public Filter {
   struct Buckets {
     TokenBucket bytes, requests;
 
-    Time ready_at(Time now) const { return std::max(bytes.ready_at(now), requests.ready_at(now)); }
+    Time ready_at(const Request& request, Time now) const;
     void take(const Request& request, Time now);
     void set(const Limit& bps, const Limit& iops, Time now);
   };
@@ -62,9 +66,7 @@ class ThrottleFilter final : public Filter {
   };
 
   static size_t lane_of(const Request& request) { return request.op == Op::kRead ? 0 : 1; }
-  Time ready_at(const Lane& lane, Time now) const {
-    return std::max(lane.buckets.ready_at(now), total_.ready_at(now));
-  }
+  Time ready_at(const Lane& lane, Time now) const;  // its first request
   void dispatch();
   bool dispatch_one(Time now);
   void wait_for_next(Time now);

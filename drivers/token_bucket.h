@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
 // TokenBucket: lets `rate` units a second through, and `burst` units at once after a rest. It keeps
-// one number, the time at which the bucket will be full again, so it needs no refilling. A request
-// passes when anything is left, also when it costs more than that: later ones wait for it, and
-// none is too large ever to pass. Pure: time is passed in.
+// one number, the time at which the bucket will be full again, so it needs no refilling. What costs
+// more than the burst passes when the bucket is full, and later requests wait for it: nothing is
+// too large ever to pass. Pure: time is passed in.
 #pragma once
 
 #include <algorithm>
@@ -29,9 +29,10 @@ class TokenBucket {
 
   bool limited() const { return rate_ != 0; }
 
-  // From when on a request may pass.
-  Time ready_at(Time now) const { return limited() ? full_ - depth_ + Nanoseconds(1) : now; }
-  bool ready(Time now) const { return ready_at(now) <= now; }
+  // From when on a request of that cost may pass.
+  Time ready_at(uint64_t units, Time now) const {
+    return limited() ? full_ - depth_ + std::min(time_for(units), depth_) : now;
+  }
 
   void take(uint64_t units, Time now) {
     if (limited()) full_ = std::max(full_, now) + time_for(units);
