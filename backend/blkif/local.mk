@@ -23,3 +23,15 @@ libblkif_la_SOURCES = \
   backend/blkif/xentop_page.cc \
   backend/blkif/xentop_page.h
 libblkif_la_LIBADD = libxenhandles.la
+
+if HAVE_GTEST
+check_PROGRAMS += backend/blkif/blkif_test
+TESTS += backend/blkif/blkif_test
+backend_blkif_blkif_test_SOURCES = \
+  backend/blkif/abi_test.cc \
+  backend/blkif/bounce_pool_test.cc \
+  backend/blkif/ring_test.cc \
+  backend/blkif/validate_test.cc
+backend_blkif_blkif_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+backend_blkif_blkif_test_LDADD = libblkif.la $(GTEST_LIBS)
+endif
