@@ -79,6 +79,8 @@ tests_sim_libsimguest_la_SOURCES = $(simxen_core) \
   tests/sim/frontend.h \
   tests/sim/guest.cc \
   tests/sim/guest.h \
+  tests/sim/io_buffers.cc \
+  tests/sim/io_buffers.h \
   tests/sim/ring_queue.cc \
   tests/sim/ring_queue.h \
   tests/sim/store.cc \
@@ -89,6 +91,8 @@ tests_sim_libsimguest_la_SOURCES = $(simxen_core) \
   tests/sim/subject.h \
   tests/sim/toolstack.cc \
   tests/sim/toolstack.h \
+  tests/sim/verified_disk.cc \
+  tests/sim/verified_disk.h \
   tests/sim/world.cc \
   tests/sim/world.h \
   tests/sim/world_test_base.h

@@ -156,43 +156,50 @@ void RingQueue::violation(std::string what) {
   if (violations_.size() < 32) violations_.push_back(std::move(what));
 }
 
-size_t RingQueue::reap(const std::function<void(const Completion&)>& done) {
-  const SlotLayout& at = raw_.layout();
-  size_t reaped = 0;
-  for (;;) {
-    const uint32_t rsp_prod = raw_.rsp_prod().load(std::memory_order_acquire);
-    if (rsp_prod - rsp_cons_ > req_prod_ - rsp_cons_) {
-      violation("rsp_prod " + std::to_string(rsp_prod) + " is beyond what was asked");
-      return reaped;
-    }
-    for (; rsp_cons_ != rsp_prod; ++rsp_cons_) {
-      const auto id = raw_.get<uint64_t>(rsp_cons_, at.rsp_id);
-      const auto operation = raw_.get<uint8_t>(rsp_cons_, at.rsp_operation);
-      const auto padding = raw_.get<uint8_t>(rsp_cons_, at.rsp_operation + 1);
-      const auto status = raw_.get<int16_t>(rsp_cons_, at.rsp_status);
-      const auto index = static_cast<uint32_t>(id);
-      if (index >= shadows_.size() || !shadows_[index].busy || id_of(index) != id) {
-        violation("response with id " + std::to_string(id) + ", which is not in flight");
-        continue;
-      }
-      Shadow& shadow = shadows_[index];
-      if (operation != shadow.operation)
-        violation("response names operation " + std::to_string(operation) + ", the request was " +
-                  std::to_string(shadow.operation));
-      const bool clean =
-          padding == 0 && (at.rsp_size == 12 || raw_.get<uint32_t>(rsp_cons_, 12) == 0);
-      if (options_.padding_zero && !clean) violation("response padding is not zero");
-      if (status != BLKIF_RSP_OKAY && status != BLKIF_RSP_ERROR && status != BLKIF_RSP_EOPNOTSUPP)
-        violation("response status " + std::to_string(status));
-      shadow.busy = false;
-      free_ids_.push_back(index);
-      ++reaped;
-      done({shadow.tag, shadow.operation, status});
-    }
-    // RING_FINAL_CHECK_FOR_RESPONSES: ask for an event, then look once more.
-    raw_.rsp_event().store(rsp_cons_ + 1, std::memory_order_seq_cst);
-    if (raw_.rsp_prod().load(std::memory_order_seq_cst) == rsp_cons_) return reaped;
+bool RingQueue::look_for_responses() {
+  const uint32_t rsp_prod = raw_.rsp_prod().load(std::memory_order_seq_cst);
+  if (rsp_prod - rsp_cons_ > req_prod_ - rsp_cons_) {
+    violation("rsp_prod " + std::to_string(rsp_prod) + " is beyond what was asked");
+    return false;
   }
+  rsp_seen_ = rsp_prod;
+  return rsp_seen_ != rsp_cons_;
+}
+
+std::optional<Completion> RingQueue::next_response() {
+  for (;;) {
+    if (rsp_cons_ == rsp_seen_ && !look_for_responses()) {
+      // RING_FINAL_CHECK_FOR_RESPONSES: ask for an event, then look once more.
+      raw_.rsp_event().store(rsp_cons_ + 1, std::memory_order_seq_cst);
+      if (!look_for_responses()) return std::nullopt;
+    }
+    if (const auto completion = take_response()) return completion;
+  }
+}
+
+std::optional<Completion> RingQueue::take_response() {
+  const SlotLayout& at = raw_.layout();
+  const uint32_t slot = rsp_cons_++;
+  const auto id = raw_.get<uint64_t>(slot, at.rsp_id);
+  const auto operation = raw_.get<uint8_t>(slot, at.rsp_operation);
+  const auto padding = raw_.get<uint8_t>(slot, at.rsp_operation + 1);
+  const auto status = raw_.get<int16_t>(slot, at.rsp_status);
+  const auto index = static_cast<uint32_t>(id);
+  if (index >= shadows_.size() || !shadows_[index].busy || id_of(index) != id) {
+    violation("response with id " + std::to_string(id) + ", which is not in flight");
+    return std::nullopt;
+  }
+  Shadow& shadow = shadows_[index];
+  if (operation != shadow.operation)
+    violation("response names operation " + std::to_string(operation) + ", the request was " +
+              std::to_string(shadow.operation));
+  const bool clean = padding == 0 && (at.rsp_size == 12 || raw_.get<uint32_t>(slot, 12) == 0);
+  if (options_.padding_zero && !clean) violation("response padding is not zero");
+  if (status != BLKIF_RSP_OKAY && status != BLKIF_RSP_ERROR && status != BLKIF_RSP_EOPNOTSUPP)
+    violation("response status " + std::to_string(status));
+  shadow.busy = false;
+  free_ids_.push_back(index);
+  return Completion{shadow.tag, shadow.operation, status};
 }
 
 bool RingQueue::wait(Deadline deadline) {

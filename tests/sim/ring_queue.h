@@ -7,8 +7,8 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -102,9 +102,16 @@ class RingQueue {
   // Makes every read and write indirect (as long as max_segments() allows it at all).
   void always_indirect(bool on) { always_indirect_ = on; }
 
-  // Hands each response to `done`; returns how many. A response that breaks the protocol is noted
-  // in violations() and otherwise ignored.
-  size_t reap(const std::function<void(const Completion&)>& done);
+  // The next response, if there is one; else asks the backend for an event. A response that breaks
+  // the protocol is noted in violations() and otherwise ignored.
+  std::optional<Completion> next_response();
+  // Hands every response there is to `done`; returns how many.
+  template <typename F>
+  size_t reap(F&& done) {
+    size_t reaped = 0;
+    for (; const auto completion = next_response(); ++reaped) done(*completion);
+    return reaped;
+  }
   // Sleeps until the backend notifies, without consuming responses. False: the deadline passed.
   bool wait(Deadline deadline);
   // Submits one request and waits for its own response; no other may be in flight.
@@ -136,6 +143,8 @@ class RingQueue {
   uint64_t id_of(uint32_t index) const {
     return uint64_t{shadows_[index].generation} << 32 | index;
   }
+  bool look_for_responses();
+  std::optional<Completion> take_response();
   void violation(std::string what);
 
   Guest& guest_;
@@ -150,6 +159,7 @@ class RingQueue {
   std::vector<uint32_t> free_ids_;
   uint32_t req_prod_ = 0;  // private
   uint32_t rsp_cons_ = 0;
+  uint32_t rsp_seen_ = 0;  // responses up to here are known to be there
   bool always_indirect_ = false;
   bool granted_ = true;
   std::vector<std::string> violations_;

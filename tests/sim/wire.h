@@ -23,6 +23,7 @@ enum class Op : uint32_t {
   kEvtUnbind,        // handle, port
   kEvtStatus,        // domid, port -> EVTCHNSTAT_*, remote domid, remote port
   kEvtHandleFd,      // handle -> fd: its eventfd, for one who notifies it
+  kEvtPeerPid,       // port -> pid of the process that has the other end
   kDomCreate,        // domid (0: next free), pages, grant entries -> domid
   kDomOpen,          // domid -> uid, pages, entries; fds: memory, grant table
   kDomDestroy,       // domid

@@ -16,6 +16,7 @@ namespace vbdkit::sim {
 namespace {
 
 constexpr std::chrono::seconds kStartTime{10};
+constexpr char kWorldEnv[] = "SIMXEN_WORLD";
 
 // The newest of the installed programs that match; "" if none does.
 std::string newest(const char* pattern) {
@@ -88,12 +89,31 @@ Result<std::unique_ptr<World>> World::start(const Options& options) {
   char byte;
   if (::read(ready_read.get(), &byte, 1) != 1)
     return Error(ErrorKind::kIo, "simxen: xenstored did not start: " + world->logs());
-  VBDKIT_ASSIGN(world->connection_, Connection::open(world->socket_path_, 0));
-  VBDKIT_ASSIGN(world->store_, Dom0Store::open(world->dir_));
-  world->toolstack_ = std::make_unique<Toolstack>(*world->store_);
+  VBDKIT_TRY(world->connect());
   // What xen-init-dom0 leaves behind.
   VBDKIT_TRY(world->store_->write("/local/domain/0/domid", "0"));
   VBDKIT_TRY(world->store_->write("/local/domain/0/name", "Domain-0"));
+  return world;
+}
+
+Result<void> World::connect() {
+  VBDKIT_ASSIGN(connection_, Connection::open(socket_path_, 0));
+  VBDKIT_ASSIGN(store_, Dom0Store::open(dir_));
+  toolstack_ = std::make_unique<Toolstack>(*store_);
+  return {};
+}
+
+Result<std::unique_ptr<World>> World::join() {
+  const char* dir = std::getenv(kWorldEnv);
+  const char* socket = std::getenv(kSocketEnv);
+  if (dir == nullptr || socket == nullptr)
+    return Error(ErrorKind::kNotFound, std::string("simxen: ") + kWorldEnv + " and " + kSocketEnv +
+                                           " are not set: start this with simxen-run");
+  std::unique_ptr<World> world(new World);
+  world->dir_ = dir;
+  world->socket_path_ = socket;
+  world->joined_ = true;
+  VBDKIT_TRY(world->connect());
   return world;
 }
 
@@ -106,6 +126,7 @@ World::~World() {
   connection_.reset();
   if (xenstored_ != nullptr) (void)xenstored_->stop(in(kStartTime)).ok();
   if (broker_ != nullptr) (void)broker_->stop(in(kStartTime)).ok();
+  if (joined_) return;
   std::error_code ignored;
   std::filesystem::remove_all(dir_, ignored);
 }
@@ -152,7 +173,7 @@ Process::Environment World::environment() const {
   return {{"LD_LIBRARY_PATH", build_dir() + "/xenlibs"},
           {kSocketEnv, socket_path_},
           {"XENSTORED_RUNDIR", dir_},
-          {"SIMXEN_WORLD", dir_}};
+          {kWorldEnv, dir_}};
 }
 
 Result<Process*> World::launch(const std::string& name, const std::vector<std::string>& argv,
@@ -212,6 +233,11 @@ Result<std::vector<DomId>> World::zombies() {
     if ((value[1] & kDomDying) != 0) out.push_back(static_cast<DomId>(value[0]));
     domid = value[0] + 1;
   }
+}
+
+Result<pid_t> World::process_at(EvtPort port) {
+  VBDKIT_ASSIGN(auto reply, connection_->call(Op::kEvtPeerPid, {port}));
+  return static_cast<pid_t>(reply.reply.value[0]);
 }
 
 std::optional<ProcessUse> World::use_of(pid_t pid) {

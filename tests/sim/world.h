@@ -40,6 +40,8 @@ class World {
   };
   static Result<std::unique_ptr<World>> start(const Options& options);
   static Result<std::unique_ptr<World>> start() { return start(Options{}); }
+  // The World we were started in, by environment(): what it consists of is not ours to end.
+  static Result<std::unique_ptr<World>> join();
   ~World();
   World(const World&) = delete;
   World& operator=(const World&) = delete;
@@ -74,6 +76,8 @@ class World {
   Result<void> wait_no_grants(Deadline deadline);
   // Domains that are dying but held by somebody.
   Result<std::vector<DomId>> zombies();
+  // The process at the other end of a guest's port: the backend of a queue.
+  Result<pid_t> process_at(EvtPort port);
   // Nothing, where the process has no connection to Xen.
   std::optional<ProcessUse> use_of(pid_t pid);
 
@@ -82,7 +86,10 @@ class World {
 
  private:
   World() = default;
+  Result<void> connect();
+
   std::string dir_;
+  bool joined_ = false;
   std::string socket_path_;
   std::unique_ptr<Process> broker_;
   std::unique_ptr<Process> xenstored_;
