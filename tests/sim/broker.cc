@@ -104,6 +104,12 @@ Broker::Answer Broker::answer(uint32_t peer_id, const Request& request) {
       if (it == handles_.end()) return {{EBADF, {}}, {}};
       return {{}, {it->second.eventfd.get()}};
     }
+    case Op::kEvtPeerPid: {
+      const EvtPort peer = arg[0] < kMaxPorts ? hub().ports[arg[0]].peer.load() : 0;
+      const auto it = handles_.find(peer == 0 ? kNoHandle : hub().ports[peer].handle.load());
+      if (it == handles_.end()) return {{ENOTCONN, {}}, {}};
+      return {{0, {peers_.at(it->second.peer).pid}}, {}};
+    }
     case Op::kDomCreate:
       return dom_create(domid, arg[1], arg[2]);
     case Op::kDomOpen: {
