@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# shellcheck shell=bash
+# What cases are written in; sourced in dom0. Guests, disks, and the words that the runner on the host reads.
+#
+# $backend says whose disks are tested: vbdkit, or blkback (the kernel's, to know that a case itself is right).
+backend=${LAB_BACKEND:-vbdkit}
+images=/images
+state=/run/lab
+console=/var/log/xen/console
+vbdkitd_log=/var/log/vbdkitd.log
+
+# --- what the runner reads -------------------------------------------------------------------------------------------
+
+saw() { echo "saw: $*"; }
+fail() { # on stderr, so that a case may discard or capture what a helper prints
+  echo "fail: $*" >&2
+  exit 1
+}
+skip() { # the case does not apply here; the runner counts and prints it as skipped
+  echo "skip: $*"
+  exit 77
+}
+expect() { # expect WHAT ACTUAL EXPECTED
+  [ "$2" = "$3" ] || fail "$1: $2, expected $3"
+}
+only() { [ "$backend" = "$1" ] || skip "only with $1"; }
+
+until_true() { # until_true SECONDS COMMAND…: polls, for there is no event to wait for
+  local end=$((SECONDS + $1))
+  shift
+  until "$@"; do
+    [ "$SECONDS" -lt "$end" ] || return 1
+    sleep 0.1
+  done
+}
+
+# --- the backends ----------------------------------------------------------------------------------------------------
+
+start_vbdkitd() { # where vbdkit is installed
+  command -v vbdkitd >/dev/null || return 0
+  setsid vbdkitd >>"$vbdkitd_log" 2>&1 </dev/null &
+  echo $! >$state/vbdkitd.pid
+}
+stop_vbdkitd() {
+  [ -f $state/vbdkitd.pid ] || return 0
+  local pid
+  pid=$(cat $state/vbdkitd.pid)
+  kill "$pid" 2>/dev/null || return 0
+  until_true 10 eval "! kill -0 $pid 2>/dev/null" || fail "vbdkitd ($pid) ignores SIGTERM"
+}
+load_blkback() { modprobe loop && modprobe --ignore-install xen-blkback; }
+unload_blkback() { ! grep -q ^xen_blkback /proc/modules || rmmod xen-blkback; }
+
+use_backend() { # once, before the first case
+  if [ "$backend" = blkback ]; then
+    stop_vbdkitd
+    load_blkback
+  else
+    command -v vbdkitd >/dev/null || fail "vbdkit is not installed in this dom0"
+  fi
+}
+instances() { pgrep -x vbdkit-backend || [ $? = 1 ]; }
+instance_count() { instances | wc -l; }
+
+# --- disks -----------------------------------------------------------------------------------------------------------
+
+image() { # image NAME SIZE: a fresh sparse raw file; prints its path
+  rm -f "$images/$1.img"
+  truncate -s "$2" "$images/$1.img"
+  echo "$images/$1.img"
+}
+
+fill() { # fill PATH MEBIBYTES: a pattern in which every sector differs; the same bytes every time
+  seq -f '%.0f the quick brown fox' 1 4000000 | dd of="$1" bs=1M count="$2" iflag=fullblock conv=notrunc status=none
+}
+
+disk() { # disk VDEV PATH [rw|r|w!]: the disk spec of a raw file or block device
+  local access=${3:-rw}
+  if [ "$backend" = blkback ]; then
+    echo "format=raw,vdev=$1,access=$access,target=$2"
+  else
+    echo "format=raw,vdev=$1,access=$access,script=block-vbdkit,target=raw:$2"
+  fi
+}
+
+root_image() { # root_image NAME SIZE: an ext4 that a guest can have as its root; prints its path
+  local tree path
+  path=${3:-$(image "$1" "$2")}
+  tree=$(mktemp -d)
+  mkdir -p "$tree"/{bin,sbin,proc,sys,dev,tmp,root}
+  cp /bin/busybox "$tree/bin/"
+  ln -s busybox "$tree/bin/sh"
+  cp /lab/guest/init "$tree/init"
+  mke2fs -q -F -t ext4 -d "$tree" "$path" || fail "mke2fs $path"
+  rm -rf "$tree"
+  echo "$path"
+}
+
+vdev_id() { # xvda → 51712, the number xenstore knows a disk by
+  local letter=${1#xvd}
+  echo $((51712 + 16 * ($(printf '%d' "'$letter") - 97)))
+}
+back_path() { # back_path GUEST VDEV: the disk's directory in xenstore, backend's side
+  xenstore-read "/local/domain/$(domid "$1")/device/vbd/$(vdev_id "$2")/backend"
+}
+front_path() { echo "/local/domain/$(domid "$1")/device/vbd/$(vdev_id "$2")"; }
+
+# --- guests ----------------------------------------------------------------------------------------------------------
+
+domid() { xl domid "$1" 2>/dev/null; }
+console_of() { echo "$console/guest-$1.log"; }
+console_tail() { # what a guest printed since it was last created or rebooted
+  tail -c "+$(($(cat "$state/$1.offset") + 1))" "$(console_of "$1")" 2>/dev/null | tr -d '\r'
+}
+console_has() { # console_has NAME REGEX. Reads to the end: a pipe closed early would be a failure under pipefail
+  console_tail "$1" | awk -v regex="$2" '$0 ~ regex {found = 1} END {exit !found}'
+}
+mark_console() { stat -c %s "$(console_of "$1")" >"$state/$1.offset" 2>/dev/null || echo 0 >"$state/$1.offset"; }
+
+# guest_create NAME [--fio] [--memory MIB] [--vcpus N] [--type pv|pvh] [--append WORDS] [DISK…]
+# `xl create` and wait until the guest listens. What xl printed is in $state/NAME.xl; returns xl's status if it failed.
+guest_create() {
+  local name=$1 memory=160 vcpus=1 type=pv ramdisk=guest.img append='' disks=''
+  shift
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --fio) ramdisk=guest-fio.img memory=400; shift ;;
+      --memory) memory=$2; shift 2 ;;
+      --vcpus) vcpus=$2; shift 2 ;;
+      --type) type=$2; shift 2 ;;
+      --append) append=$2; shift 2 ;;
+      *) disks+="'$1',"; shift ;;
+    esac
+  done
+  cat >"$state/$name.cfg" <<END
+name = "$name"
+type = "$type"
+kernel = "/lab/vmlinux"
+ramdisk = "/lab/$ramdisk"
+memory = $memory
+vcpus = $vcpus
+extra = "console=hvc0 loglevel=4 rootfstype=ramfs $append"
+disk = [ $disks ]
+END
+  mark_console "$name"
+  xl create "$state/$name.cfg" >"$state/$name.xl" 2>&1 || return
+  guest_ready "$name"
+}
+
+guest_ready() { # waits until the guest says that it listens
+  until_true 60 console_has "$1" '^@ready' ||
+    fail "guest $1 did not come up: $(console_tail "$1" | tail -n 5)"
+  echo 0 >"$state/$1.seq"
+}
+
+guest_alive() { xl list "$1" >/dev/null 2>&1; }
+
+shut_down() { # shut_down NAME: asks the guest to power off, and waits until the domain is gone
+  xl shutdown -w "$1" >"$state/$1.xl" 2>&1 || fail "xl shutdown: $(cat "$state/$1.xl")"
+  until_true 30 gone "$1" || fail "$1 is still there after its shutdown"
+}
+gone() { ! guest_alive "$1"; }
+
+guest_ended() { # guest_ended NAME SEQ: the script has ended, or the guest has
+  console_has "$1" "^>>$2 " || ! xenstore-exists "$(cat "$state/$1.path")"
+}
+
+# guest NAME SCRIPT [SECONDS]: runs a shell script in the guest, prints what it printed, returns its exit status.
+guest() {
+  local name=$1 seconds=${3:-60} seq tty encoded status
+  seq=$(($(cat "$state/$name.seq") + 1))
+  echo "$seq" >"$state/$name.seq"
+  encoded=$(base64 -w0 <<<"$2")
+  [ ${#encoded} -lt 4000 ] || fail "guest script too long for a console line: ${#encoded}"
+  echo "/local/domain/$(domid "$name")" >"$state/$name.path"
+  tty=$(xenstore-read "$(cat "$state/$name.path")/console/tty") || fail "guest $name has no console"
+  echo "$seq $encoded" >"$tty"
+  until_true "$seconds" guest_ended "$name" "$seq" || fail "guest $name: no answer in $seconds s to: $2"
+  console_tail "$name" | sed -n "/^<<$seq\$/,/^>>$seq /p" | sed '1d;$d'
+  status=$(console_tail "$name" | sed -n "s/^>>$seq //p")
+  [ -n "$status" ] || fail "guest $name is gone while it ran: $2"
+  return "$status"
+}
+
+guest_must() { guest "$@" || fail "guest $1: status $? from: $2"; }
+
+shared_guest() { # a diskless guest that cases attach their disks to; started once for many of them
+  if ! guest_alive shared; then
+    guest_create shared --fio --vcpus 2 || fail "xl create: $(cat $state/shared.xl)"
+  fi
+}
+blkfront() { # blkfront GUEST [PARAMETER=VALUE…]: loads the frontend's driver anew, with these parameters
+  local name=$1
+  shift
+  guest_must "$name" "rmmod xen-blkfront && modprobe xen-blkfront $*" >/dev/null
+}
+attach() { # attach GUEST VDEV PATH [ACCESS]: block-attach, and wait until the guest has the disk
+  xl block-attach "$1" "$(disk "$2" "$3" "${4:-rw}")" || fail "xl block-attach $2 $3: status $?"
+  guest_must "$1" "for i in \$(seq 200); do [ \"\$(cat /sys/block/$2/size 2>/dev/null || echo 0)\" -gt 0 ] &&
+    [ -b /dev/$2 ] && exit 0; sleep 0.1; done; exit 1"
+}
+detach() { # detach GUEST VDEV [-f]
+  xl block-detach "$1" "$2" "${@:3}" || fail "xl block-detach $2: status $?"
+}
+
+# --- what must be true when nothing runs any more ---------------------------------------------------------------------
+
+guests() { xl list | awk 'NR > 1 && $1 != "Domain-0" {print $1}'; }
+left_behind() { # prints whatever of guests, nodes, grants and instances is still there; nothing if all is clean
+  local found
+  found=$(xl list | awk 'NR > 1 && $1 != "Domain-0" && $1 != "shared"')
+  [ -z "$found" ] || echo "domain: $found"
+  found=$(xenstore-ls -f /local/domain/0/backend 2>/dev/null | grep -E '/(vbd3?|qdisk)/[0-9]+/[0-9]+ ')
+  [ -z "$found" ] || echo "xenstore: $found"
+  found=$(instances | tr '\n' ' ')
+  [ -z "$found" ] || echo "instances: $found"
+}
+is_clean() { [ -z "$(left_behind)" ]; }

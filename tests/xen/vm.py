@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The lab's machine: QEMU with Xen and dom0, and the channel that runs scripts in dom0.
+
+As a program: `vm.py LAB shell` boots and leaves the terminal in a dom0 shell.
+"""
+
+import base64
+import os
+import pathlib
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+# What TCG must not offer. SMAP, SMEP: a PV dom0 dies early. RDTSCP: PVH and HVM guests die on an instruction that TCG's
+# SVM cannot decode. AVX: Xen hands out the FPU lazily, and QEMU 7.2 lets AVX instructions run with another domain's
+# registers, so that programs in dom0 crash at random (every twentieth, while a guest is busy).
+CPU = "max,-smap,-smep,-la57,-pku,-rdtscp,-avx,-avx2,-fma,-f16c"
+BOOT_SECONDS = 180
+
+
+class LabError(Exception):
+    """The lab itself failed: QEMU, dom0's boot, or the channel. Not a test's failure."""
+
+
+def qemu_command(lab, serial, dom0_words):
+    """serial: QEMU's arguments for the console and the channel."""
+    xen = "console=com1 com1=115200 dom0_mem=1536M,max:1536M dom0_max_vcpus=2 loglvl=info guest_loglvl=info"
+    dom0 = f"{lab}/base/vmlinux console=hvc0 loglevel=4 {dom0_words}"
+    drives = [("base/root.ext4", "on"), ("layer.ext4", "on"), ("scratch.img", "on")]
+    command = ["qemu-system-x86_64", "-machine", "q35,accel=tcg", "-cpu", CPU, "-smp", "2", "-m", "4096",
+               "-no-reboot", "-nic", "none", "-vga", "none", "-kernel", f"{lab}/base/xen", "-append", xen,
+               "-initrd", f"{dom0},{lab}/dom0.img"]
+    for path, snapshot in drives:
+        command += ["-drive", f"file={lab}/{path},format=raw,if=virtio,cache=unsafe,discard=unmap,snapshot={snapshot}"]
+    return command + serial
+
+
+class Machine:
+    """A booted dom0. Use as a context manager; QEMU ends with it."""
+
+    def __init__(self, lab, console_log):
+        self._dir = tempfile.TemporaryDirectory(prefix="vbdkit-lab-")
+        path = f"{self._dir.name}/lab.sock"
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen(1)
+        listener.settimeout(30)
+        self._console_log = pathlib.Path(console_log)
+        self._process = subprocess.Popen(
+            qemu_command(lab, [
+                "-display", "none", "-monitor", "none", "-serial", f"file:{console_log}",
+                "-device", "virtio-serial-pci", "-chardev", f"socket,id=lab,path={path}",
+                "-device", "virtserialport,chardev=lab,name=lab"], ""),
+            stdin=subprocess.DEVNULL)
+        self._buffer = b""
+        self._seq = 0
+        try:
+            self._channel, _ = listener.accept()
+            listener.close()
+            line = self._line(time.monotonic() + BOOT_SECONDS)
+            if not line.startswith("r "):
+                raise LabError(f"dom0's agent said {line!r} instead of being ready")
+        except (OSError, LabError) as error:
+            self.close()
+            raise LabError(f"dom0 did not come up: {error}; console: {console_log}") from error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        self._process.kill()
+        self._process.wait()
+        self._dir.cleanup()
+
+    def _line(self, deadline):
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise LabError("dom0 does not answer")
+            if not select.select([self._channel], [], [], left)[0]:
+                continue
+            data = self._channel.recv(65536)
+            if not data:
+                raise LabError(f"QEMU ended, status {self._process.wait()}")
+            self._buffer += data
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        return line.decode(errors="replace").rstrip("\r")
+
+    def run(self, script, seconds, on_line):
+        """Runs a bash script in dom0, hands each line it prints to on_line, returns its exit status (124: time-out)."""
+        self._seq += 1
+        encoded = base64.b64encode(script.encode()).decode()
+        self._channel.sendall(f"{self._seq} {seconds} {encoded}\n".encode())
+        deadline = time.monotonic() + seconds + 30
+        while True:
+            kind, seq, rest = (self._line(deadline).split(" ", 2) + ["", ""])[:3]
+            if seq != str(self._seq):
+                continue
+            if kind == "d":
+                return int(rest)
+            on_line(rest)
+
+
+def shell(lab):
+    os.execvp("qemu-system-x86_64", qemu_command(lab, ["-nographic", "-serial", "mon:stdio"], "lab=shell"))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[2] != "shell":
+        sys.exit(__doc__)
+    shell(sys.argv[1])
