@@ -34,12 +34,15 @@ if HAVE_GTEST
 check_PROGRAMS += drivers/drivers_test
 TESTS += drivers/drivers_test
 drivers_drivers_test_SOURCES = \
+  drivers/allocation_count.cc \
+  drivers/allocation_count.h \
   drivers/capricious_reactor.h \
   drivers/conformance.cc \
   drivers/conformance.h \
   drivers/conformance_test.cc \
   drivers/fault_filter.h \
   drivers/loop_device.h \
+  drivers/raw_test.cc \
   drivers/spec_test.cc \
   drivers/throttle_test.cc
 drivers_drivers_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
