@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// The image formats that chains know, one a line.
+#include <algorithm>
+
+#include "drivers/chain/layer.h"
+#include "drivers/chain/raw_layer.h"
+
+namespace vbdkit::drivers {
+
+std::span<const LayerFormat> layer_formats() {
+  static constexpr LayerFormat table[] = {
+      {"raw", RawLayer::open},
+  };
+  return table;
+}
+
+const LayerFormat* find_layer_format(std::string_view name) {
+  const auto table = layer_formats();
+  const auto it = std::find_if(table.begin(), table.end(),
+                               [&](const LayerFormat& f) { return name == f.name; });
+  return it == table.end() ? nullptr : &*it;
+}
+
+}  // namespace vbdkit::drivers

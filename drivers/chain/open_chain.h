@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// Opens an image and all that it stands on as one node: the leaf with the access asked for, parents
+// read-only, each where its child says it is. An error names the path of each step that led to it.
+// Blocks; the reactor's thread.
+#pragma once
+
+#include <span>
+
+#include "drivers/chain/chain_node.h"
+#include "drivers/registry.h"
+
+namespace vbdkit::drivers {
+
+inline constexpr size_t kMaxChainDepth = 256;  // layers
+
+struct ChainPolicy {
+  // Whether an image may name a file without a format as its parent. Whoever wrote such an image
+  // can read any file that we can read, so this is for formats and admins that trust images.
+  bool raw_parent = false;
+};
+
+// The option keys of every driver that opens chains.
+inline constexpr const char* kChainKeys[] = {"align",   "direct",     "discard",
+                                             "locking", "map-memory", "raw-parent"};
+
+// `spec.driver` names the leaf's format. `policy` is what holds where the spec does not say.
+Result<NodePtr> open_chain(const NodeSpec& spec, const ChainPolicy& policy,
+                           const OpenContext& context);
+
+// The layers alone, leaf first: what open_chain() makes a node of, and what tools look at.
+Result<Chain> open_layers(const NodeSpec& spec, const ChainPolicy& policy,
+                          const OpenContext& context);
+
+}  // namespace vbdkit::drivers
