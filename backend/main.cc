@@ -74,15 +74,23 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
     kVersion,
     kHelp,
   };
-  static const option kOptions[] = {
-      {"spec", 1, nullptr, kSpec},          {"vbd", 1, nullptr, kVbd},
-      {"uuid", 1, nullptr, kUuid},          {"runtime-dir", 1, nullptr, kRuntimeDir},
-      {"read-only", 0, nullptr, kReadOnly}, {"share", 0, nullptr, kShare},
-      {"engine", 1, nullptr, kEngine},      {"grants", 1, nullptr, kGrants},
-      {"no-nbd", 0, nullptr, kNoNbd},       {"xentop-dir", 1, nullptr, kXentopDir},
-      {"user", 1, nullptr, kUser},          {"control-fd", 1, nullptr, kControlFd},
-      {"log-level", 1, nullptr, kLogLevel}, {"version", 0, nullptr, kVersion},
-      {"help", 0, nullptr, kHelp},          {nullptr, 0, nullptr, 0}};
+  static const option kOptions[] = {{"spec", 1, nullptr, kSpec},
+                                    {"vbd", 1, nullptr, kVbd},
+                                    {"uuid", 1, nullptr, kUuid},
+                                    {"runtime-dir", 1, nullptr, kRuntimeDir},
+                                    {"read-only", 0, nullptr, kReadOnly},
+                                    {"share", 0, nullptr, kShare},
+                                    {"engine", 1, nullptr, kEngine},
+                                    {"grants", 1, nullptr, kGrants},
+                                    {"no-nbd", 0, nullptr, kNoNbd},
+                                    {"xentop-dir", 1, nullptr, kXentopDir},
+                                    {"user", 1, nullptr, kUser},
+                                    {"control-fd", 1, nullptr, kControlFd},
+                                    {"managed", 0, nullptr, kManaged},
+                                    {"log-level", 1, nullptr, kLogLevel},
+                                    {"version", 0, nullptr, kVersion},
+                                    {"help", 0, nullptr, kHelp},
+                                    {nullptr, 0, nullptr, 0}};
   Arguments a;
   for (int c; (c = ::getopt_long(argc, argv, "", kOptions, nullptr)) != -1;) {
     switch (c) {

@@ -202,8 +202,7 @@ void InstanceProcess::finish() {
   if (quit_timer_) quit_timer_->cancel();
   const std::string reason =
       !failure_.empty() ? failure_ : "vbdkit-backend (pid " + std::to_string(pid_) + ") " + status_;
-  log_.log(quitting() ? LogLevel::kInfo : LogLevel::kError, "instance %s (%s): %s", uuid_.c_str(),
-           spec_.c_str(), reason.c_str());
+  log_.info("instance %s (%s): %s", uuid_.c_str(), spec_.c_str(), reason.c_str());
   const auto ended = callbacks_.ended;
   ended(reason);
 }

@@ -24,3 +24,44 @@ sbin_PROGRAMS += vbdkitd
 vbdkitd_SOURCES = hotplug/main.cc
 vbdkitd_CPPFLAGS = $(AM_CPPFLAGS) -DVBDKIT_LIBEXECDIR='"$(pkglibexecdir)"' $(SYSTEMD_CFLAGS)
 vbdkitd_LDADD = libhotplug.la $(SYSTEMD_LIBS)
+
+# ---- script and units ----
+hotplug_subst = sed -e 's|@sbindir[@]|$(sbindir)|g'
+xenscriptdir = @xenscriptdir@
+xenscript_SCRIPTS = hotplug/block-vbdkit
+hotplug/block-vbdkit: $(srcdir)/hotplug/block-vbdkit.in Makefile
+	$(AM_V_GEN)$(MKDIR_P) hotplug && $(hotplug_subst) $(srcdir)/hotplug/block-vbdkit.in >$@.tmp && \
+	chmod +x $@.tmp && mv $@.tmp $@
+
+systemdsystemunitdir = @systemdsystemunitdir@
+systemdsystemunit_DATA = hotplug/vbdkitd.service
+hotplug/vbdkitd.service: $(srcdir)/hotplug/vbdkitd.service.in Makefile
+	$(AM_V_GEN)$(MKDIR_P) hotplug && $(hotplug_subst) $(srcdir)/hotplug/vbdkitd.service.in >$@.tmp && \
+	mv $@.tmp $@
+
+tmpfilesdir = $(prefix)/lib/tmpfiles.d
+tmpfiles_DATA = hotplug/vbdkit.conf
+hotplug/vbdkit.conf: $(srcdir)/hotplug/vbdkit.tmpfiles
+	$(AM_V_GEN)$(MKDIR_P) hotplug && cp $(srcdir)/hotplug/vbdkit.tmpfiles $@
+
+EXTRA_DIST += \
+  hotplug/block-vbdkit.in \
+  hotplug/vbdkit.tmpfiles \
+  hotplug/vbdkitd.service.in
+CLEANFILES += hotplug/block-vbdkit hotplug/vbdkitd.service hotplug/vbdkit.conf
+
+# ---- tests ----
+if HAVE_GTEST
+hotplug_simtests = \
+  tests/sim/hotplug_attach_test
+check_PROGRAMS += $(hotplug_simtests)
+TESTS += $(hotplug_simtests)
+hotplug_simtest_ldadd = tests/sim/libsimguest.la libcontrol.la libruntimedir.la libio.la libbase.la \
+  $(GTEST_LIBS)
+hotplug_simtest_deps = vbdkitd vbdkit-backend hotplug/block-vbdkit
+
+tests_sim_hotplug_attach_test_SOURCES = tests/sim/hotplug_attach_test.cc tests/sim/hotplug_fixture.h
+tests_sim_hotplug_attach_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+tests_sim_hotplug_attach_test_LDADD = $(hotplug_simtest_ldadd)
+EXTRA_tests_sim_hotplug_attach_test_DEPENDENCIES = $(hotplug_simtest_deps)
+endif

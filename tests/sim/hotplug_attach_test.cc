@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// A disk's life under vbdkitd, from the nodes libxl writes to nothing left.
+#include <chrono>
+#include <cstdio>
+
+#include "tests/sim/hotplug_fixture.h"
+
+namespace vbdkit::sim {
+namespace {
+
+using namespace std::chrono_literals;
+
+class HotplugAttach : public HotplugTest {};
+
+TEST_F(HotplugAttach, DiskIsServedAndNothingIsLeftAfterwards) {
+  Guest& guest = *must(world().create_guest());
+  const Disk disk = add(guest, {.target = "raw:" + image("a.img")});
+  ASSERT_EQ(instance_pids().size(), 1u);
+  EXPECT_EQ(node(disk, "hotplug-status"), "connected");
+  EXPECT_EQ(node(disk, "physical-device-path"),
+            "nbd+unix:///?socket=" + instance_dirs().front() + "/nbd.sock");
+  EXPECT_EQ(node(disk, "physical-device"), "");
+
+  auto front = must(Frontend::create(guest, disk.devid, {.persistent = true}));
+  must(front->connect(soon()));
+  EXPECT_EQ(front->features().sectors, (16u << 20) / 512);
+  VerifiedDisk content(front->features().sectors);
+  const auto report = must(content.run(*front, {.requests = 2000}, in(30s)));
+  EXPECT_EQ(report.problems, std::vector<std::string>{});
+  EXPECT_GT(report.sectors_checked, 0u);
+
+  must(world().toolstack().request_detach(disk, false));
+  must(front->close(soon()));
+  must(world().toolstack().wait_backend(disk, XenbusStateClosed, soon()));
+  EXPECT_EQ(run_script(disk, "remove").status, 0);
+  // The script has waited for it: no process, no directory, no mapping.
+  EXPECT_TRUE(instance_dirs().empty());
+  EXPECT_EQ(must(world().grants_mapped()), 0u);
+  must(world().toolstack().remove_nodes(disk));
+  EXPECT_FALSE(world().store().read(disk.backend_path + "/state"));
+  EXPECT_TRUE(std::filesystem::is_empty(world_dir() + "/shm"));
+}
+
+TEST_F(HotplugAttach, PrintsHowLongItTakesToConnect) {
+  Guest& guest = *must(world().create_guest());
+  std::vector<double> milliseconds;
+  for (int i = 0; i < 9; ++i) {
+    const std::string target = "raw:" + image("a.img");
+    const auto begin = std::chrono::steady_clock::now();
+    const Disk disk = must(world().toolstack().attach(guest.domid(), {.target = target}));
+    auto front = must(Frontend::create(guest, disk.devid));
+    must(front->connect(soon()));
+    const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
+    milliseconds.push_back(took.count());
+    must(world().toolstack().request_detach(disk, false));
+    must(front->close(soon()));
+    remove(disk);
+  }
+  std::sort(milliseconds.begin(), milliseconds.end());
+  std::printf("device node written to Connected: median %.1f ms, worst %.1f ms\n",
+              milliseconds[milliseconds.size() / 2], milliseconds.back());
+  RecordProperty("attach_ms", std::to_string(milliseconds[milliseconds.size() / 2]));
+}
+
+}  // namespace
+}  // namespace vbdkit::sim
