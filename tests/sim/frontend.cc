@@ -178,7 +178,12 @@ Result<void> Frontend::close(Deadline deadline) {
       deadline);
   if (!seen) return std::move(seen).error();
   VBDKIT_TRY(set_state(XenbusStateClosed));
-  VBDKIT_TRY(wait_backend(XenbusStateClosed, deadline));
+  // A backend that has been told to go for good may take its directory with it.
+  seen = guest_.store().wait_for(
+      backend_path_ + "/state",
+      [](const std::string& s) { return s.empty() || number(s, 0) == XenbusStateClosed; },
+      deadline);
+  if (!seen) return std::move(seen).error();
   return take_back();
 }
 

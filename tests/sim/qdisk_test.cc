@@ -115,8 +115,7 @@ TEST_F(QdiskTest, DetachLeavesNothingBehind) {
   must(world().toolstack().request_detach(disk, false));
   must(front->wait_backend(XenbusStateClosing, soon()));
   must(front->close(soon()));
-  must(world().toolstack().wait_backend(disk, XenbusStateClosed, soon()));
-  must(world().toolstack().remove_nodes(disk));
+  must(world().store().wait_gone(disk.backend_path, soon()));  // QEMU removes it itself
   must(world().wait_no_grants(soon()));
 }
 

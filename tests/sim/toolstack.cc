@@ -144,8 +144,11 @@ Result<XenbusState> Toolstack::backend_state(const Disk& disk) {
 Result<void> Toolstack::wait_backend(const Disk& disk, XenbusState state, Deadline deadline) {
   const std::string wanted = std::to_string(state);
   auto seen = store_.wait_for(
-      disk.backend_path + "/state", [&](const std::string& s) { return s == wanted; }, deadline);
+      disk.backend_path + "/state",
+      [&](const std::string& s) { return s == wanted || s.empty(); }, deadline);
   if (!seen) return std::move(seen).error();
+  if (seen->empty())
+    return Error(ErrorKind::kNotFound, "toolstack: " + disk.backend_path + " was removed");
   return {};
 }
 

@@ -50,6 +50,7 @@ class Toolstack {
   // Writes the nodes, backend and frontend in state 1, in one transaction; waits for nobody.
   Result<Disk> attach(DomId domid, const DiskConfig& config);
   Result<XenbusState> backend_state(const Disk& disk);
+  // kNotFound where the directory is removed meanwhile.
   Result<void> wait_backend(const Disk& disk, XenbusState state, Deadline deadline);
 
   // xl block-detach: asks, waits for Closed, removes the nodes. Past the deadline the nodes stay.
