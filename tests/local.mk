@@ -1,2 +1,4 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 include tests/sim/local.mk
+include tests/nbd/local.mk
+include tests/fuzz/local.mk

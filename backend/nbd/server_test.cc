@@ -5,7 +5,9 @@
 
 #include <gtest/gtest.h>
 #include <libnbd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -311,6 +313,24 @@ TEST_F(NbdServerPath, IsTakenFromADeadOne) {
   ASSERT_EQ(::rename(dir_.file("kept").c_str(), path.c_str()), 0);
   TestServer server(kRam, {.path = path});
   EXPECT_TRUE(Client(server).connected());
+}
+
+// The kernel keeps a killed process's socket connectable until its io_uring is gone.
+TEST_F(NbdServerPath, IsTakenFromOneThatHangsUpInsteadOfGreeting) {
+  const std::string path = dir_.file("s");
+  Fd dying(::socket(AF_UNIX, SOCK_STREAM, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  ASSERT_EQ(::bind(dying.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  ASSERT_EQ(::listen(dying.get(), 1), 0);
+  std::thread end([&] {
+    Fd probe(::accept(dying.get(), nullptr, nullptr));
+    dying.reset();
+  });
+  const auto server = create(path);
+  EXPECT_TRUE(server.ok()) << server.error().message();
+  end.join();
 }
 
 TEST_F(NbdServerPath, IsNotTakenFromWhatIsNoSocket) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "backend/nbd/unix_listener.h"
 
+#include <poll.h>
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -13,11 +14,27 @@ namespace vbdkit::nbd {
 namespace {
 
 constexpr int kBacklog = 128;
+constexpr int kGreetingTimeoutMs = 2000;
 
 Result<Fd> new_socket(const std::string& what) {
   Fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!fd.valid()) return Error::from_errno(errno, what);
   return fd;
+}
+
+// True where somebody serves the socket at `address`. That a connection is accepted proves nothing:
+// the socket of a killed process lives on until the kernel has taken down its io_uring, which may
+// hold an accept. A server greets; a dead one's connections are reset when its socket goes.
+Result<bool> answers(const sockaddr_un& address, const std::string& what) {
+  VBDKIT_ASSIGN(Fd probe, new_socket(what));
+  if (::connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+    if (errno == ECONNREFUSED || errno == ENOENT) return false;
+    return Error::from_errno(errno, what);
+  }
+  pollfd p{.fd = probe.get(), .events = POLLIN, .revents = 0};
+  if (::poll(&p, 1, kGreetingTimeoutMs) == 0) return true;  // alive, without a place for one more
+  char c;
+  return ::recv(probe.get(), &c, 1, MSG_DONTWAIT) > 0;
 }
 
 // Removes what a dead server left; an error where something lives at the path.
@@ -29,10 +46,8 @@ Result<void> clear_path(const sockaddr_un& address, const std::string& what) {
   }
   if (!S_ISSOCK(st.st_mode))
     return Error(ErrorKind::kInvalid, what + ": exists and is not a socket", EEXIST);
-  VBDKIT_ASSIGN(Fd probe, new_socket(what));
-  if (::connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0)
-    return Error(ErrorKind::kBusy, what + ": another server listens there", EADDRINUSE);
-  if (errno != ECONNREFUSED) return Error::from_errno(errno, what);
+  VBDKIT_ASSIGN(const bool alive, answers(address, what));
+  if (alive) return Error(ErrorKind::kBusy, what + ": another server listens there", EADDRINUSE);
   if (::unlink(address.sun_path) != 0 && errno != ENOENT) return Error::from_errno(errno, what);
   return {};
 }

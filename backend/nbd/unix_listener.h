@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// A listening unix socket and its file: mode 0600 from the first moment whatever the umask, takes
-// the place of a dead server's socket but never of a living one's, and removes its file at the end
-// if it is still the same. Move-only; any thread.
+// A listening unix socket of servers that greet their clients, and its file: mode 0600 from the
+// first moment whatever the umask, takes the place of a dead server's socket but never of a living
+// one's, and removes its file at the end if it is still the same. Move-only; any thread.
 #pragma once
 
 #include <sys/types.h>

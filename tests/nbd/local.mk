@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+check_PROGRAMS += tests/bench/nbdload
+tests_bench_nbdload_SOURCES = tests/bench/nbdload.cc
+tests_bench_nbdload_LDADD = libnbdserver.la libbase.la
+
+nbdtests = \
+  tests/nbd/fio.sh \
+  tests/nbd/qemu.sh \
+  tests/nbd/serve.sh \
+  tests/nbd/syscalls.sh \
+  tests/nbd/tools.sh
+TESTS += $(nbdtests)
+EXTRA_DIST += $(nbdtests) tests/nbd/lib.sh
