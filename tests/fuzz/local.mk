@@ -2,8 +2,8 @@
 # libFuzzer targets: ./configure --enable-fuzzers CXX=clang++; then
 #   tests/fuzz/NAME_fuzz -max_total_time=60 CORPUS_DIR
 # Each compiles what it fuzzes itself, so that it is instrumented.
-FUZZ_CXXFLAGS = $(AM_CXXFLAGS) -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
-FUZZ_LDFLAGS = $(AM_LDFLAGS) -fsanitize=fuzzer,address,undefined
+FUZZ_COMPILE = $(AM_CXXFLAGS) -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
+FUZZ_LINK = $(AM_LDFLAGS) -fsanitize=fuzzer,address,undefined
 
 if FUZZERS
 noinst_PROGRAMS += tests/fuzz/nbd_fuzz
@@ -11,8 +11,8 @@ tests_fuzz_nbd_fuzz_SOURCES = \
   backend/nbd/negotiation.cc \
   backend/nbd/protocol.cc \
   tests/fuzz/nbd_fuzz.cc
-tests_fuzz_nbd_fuzz_CXXFLAGS = $(FUZZ_CXXFLAGS)
-tests_fuzz_nbd_fuzz_LDFLAGS = $(FUZZ_LDFLAGS)
+tests_fuzz_nbd_fuzz_CXXFLAGS = $(FUZZ_COMPILE)
+tests_fuzz_nbd_fuzz_LDFLAGS = $(FUZZ_LINK)
 endif
 EXTRA_DIST += \
   tests/fuzz/nbd-corpus/export-name \
