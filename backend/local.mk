@@ -33,5 +33,6 @@ vbdkit_backend_SOURCES = \
   backend/instance.h \
   backend/instance_commands.cc \
   backend/main.cc
+vbdkit_backend_LDFLAGS = $(AM_LDFLAGS) $(BACKEND_LDFLAGS)
 vbdkit_backend_LDADD = libblkif.la libnbdserver.la libcontrol.la libdrivers.la libscheduler.la \
   libruntimedir.la libxenhandles.la libio.la libbase.la
