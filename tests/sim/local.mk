@@ -61,7 +61,8 @@ tests/sim/xenlibs/stamp: tests/sim/libsimxen.la tests/sim/libsimxen-proc.la test
 CLEANFILES += tests/sim/xenlibs/*
 
 # What running something in a World needs, short of `make check`.
-simxen: tests/sim/xenlibs/stamp tests/sim/simxen-broker$(EXEEXT)
+simxen: tests/sim/xenlibs/stamp tests/sim/simxen-broker$(EXEEXT) tests/sim/simfront$(EXEEXT) \
+  tests/sim/simxen-run$(EXEEXT)
 # ---- broker ----
 check_PROGRAMS += tests/sim/simxen-broker
 tests_sim_simxen_broker_SOURCES = $(simxen_core) \
@@ -81,6 +82,9 @@ tests_sim_libsimguest_la_SOURCES = $(simxen_core) \
   tests/sim/guest.h \
   tests/sim/io_buffers.cc \
   tests/sim/io_buffers.h \
+  tests/sim/latency.h \
+  tests/sim/load.cc \
+  tests/sim/load.h \
   tests/sim/ring_queue.cc \
   tests/sim/ring_queue.h \
   tests/sim/store.cc \
@@ -99,6 +103,13 @@ tests_sim_libsimguest_la_SOURCES = $(simxen_core) \
 tests_sim_libsimguest_la_CPPFLAGS = $(AM_CPPFLAGS) $(XENSTORE_CFLAGS) \
   -DSIMXEN_BUILD_DIR='"$(abs_builddir)/tests/sim"'
 tests_sim_libsimguest_la_LIBADD = $(XENSTORE_LIBS)
+
+# ---- programs ----
+check_PROGRAMS += tests/sim/simfront tests/sim/simxen-run
+tests_sim_simfront_SOURCES = tests/sim/simfront.cc
+tests_sim_simfront_LDADD = tests/sim/libsimguest.la libbase.la
+tests_sim_simxen_run_SOURCES = tests/sim/simxen_run.cc
+tests_sim_simxen_run_LDADD = tests/sim/libsimguest.la libbase.la
 
 # ---- tests ----
 simtest_cppflags = $(AM_CPPFLAGS) $(GTEST_CFLAGS)

@@ -144,8 +144,8 @@ Result<XenbusState> Toolstack::backend_state(const Disk& disk) {
 Result<void> Toolstack::wait_backend(const Disk& disk, XenbusState state, Deadline deadline) {
   const std::string wanted = std::to_string(state);
   auto seen = store_.wait_for(
-      disk.backend_path + "/state",
-      [&](const std::string& s) { return s == wanted || s.empty(); }, deadline);
+      disk.backend_path + "/state", [&](const std::string& s) { return s == wanted || s.empty(); },
+      deadline);
   if (!seen) return std::move(seen).error();
   if (seen->empty())
     return Error(ErrorKind::kNotFound, "toolstack: " + disk.backend_path + " was removed");
@@ -200,7 +200,10 @@ Result<void> Toolstack::detach(const Disk& disk, Deadline deadline) {
 Result<void> Toolstack::detach_force(const Disk& disk, Deadline deadline) {
   VBDKIT_TRY(request_detach(disk, true));
   auto closed = wait_backend(disk, XenbusStateClosed, deadline);
-  if (!closed && closed.error().kind() != ErrorKind::kTimedOut) return closed;
+  // Some backends remove their own directory once they are offline.
+  if (!closed && closed.error().kind() != ErrorKind::kTimedOut &&
+      closed.error().kind() != ErrorKind::kNotFound)
+    return closed;
   return remove_nodes(disk);
 }
 

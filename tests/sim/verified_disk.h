@@ -33,8 +33,10 @@ struct WorkloadReport {
 
 class VerifiedDisk {
  public:
-  // Sectors [0, sectors) of the disk, all zero to begin with.
-  explicit VerifiedDisk(uint64_t sectors) : stamps_(sectors, 0) {}
+  enum class Start { kZero, kUnknown };
+  // Sectors [0, sectors) of the disk; what they hold to begin with.
+  explicit VerifiedDisk(uint64_t sectors, Start start = Start::kZero)
+      : stamps_(sectors, start == Start::kZero ? 0 : kUnknown) {}
 
   // Uses every queue of the frontend. A disk in 4096-byte sectors gets aligned requests.
   Result<WorkloadReport> run(Frontend& front, const WorkloadOptions& options, Deadline deadline);
