@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+EXTRA_DIST += \
+  tests/bench/benchlib.py \
+  tests/bench/nbd.py \
+  tests/bench/run \
+  tests/bench/sim.py
+
+.PHONY: bench-programs
+bench-programs: all simxen tests/bench/nbdload tests/sim/simfront tests/sim/simxen-run
