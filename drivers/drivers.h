@@ -9,6 +9,7 @@
 namespace vbdkit::drivers {
 
 DriverEntry null_driver();
+DriverEntry qcow2_driver();
 DriverEntry ram_driver();
 DriverEntry raw_driver();
 DriverEntry throttle_driver();

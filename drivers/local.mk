@@ -50,3 +50,4 @@ drivers_drivers_test_LDADD = libdrivers.la $(GTEST_LIBS)
 endif
 
 include drivers/chain/local.mk
+include drivers/qcow2/local.mk

@@ -8,6 +8,7 @@ namespace vbdkit::drivers {
 std::span<const DriverEntry> driver_table() {
   static const DriverEntry table[] = {
       null_driver(),
+      qcow2_driver(),
       ram_driver(),
       raw_driver(),
       throttle_driver(),

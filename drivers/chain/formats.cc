@@ -5,11 +5,13 @@
 
 #include "drivers/chain/layer.h"
 #include "drivers/chain/raw_layer.h"
+#include "drivers/qcow2/qcow2_layer.h"
 
 namespace vbdkit::drivers {
 
 std::span<const LayerFormat> layer_formats() {
   static constexpr LayerFormat table[] = {
+      {"qcow2", qcow2::Qcow2Layer::open},
       {"raw", RawLayer::open},
   };
   return table;

@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "drivers/qcow2/qcow2_layer.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "drivers/iov.h"
+#include "drivers/qcow2/check.h"
+
+namespace vbdkit::drivers::qcow2 {
+namespace {
+
+using Kind = ClusterState::Kind;
+
+// L2 slices and refcount slices. A parent's are read to build windows of the chain's map, in order.
+constexpr uint64_t kLeafCache = uint64_t{4} << 20;  // bytes
+constexpr uint64_t kParentCache = uint64_t{128} << 10;
+
+std::string num(uint64_t v) { return std::to_string(v); }
+
+std::string directory_of(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "" : path.substr(0, slash + 1);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Layer>> Qcow2Layer::open(LayerSource source, const LayerContext& context) {
+  const auto mode = context.read_only ? ImageFile::Mode::kRead : ImageFile::Mode::kWrite;
+  VBDKIT_ASSIGN(MetadataFile file, MetadataFile::open(source.path, mode));
+  VBDKIT_ASSIGN(Header header, file.read_header());
+  if (!context.read_only)
+    VBDKIT_TRY(prepare_for_writing(file, header, *source.file, context.log));
+  else if (header.corrupt())
+    context.log.warning("qcow2: %s: the image is marked corrupt; reading what there is",
+                        source.path.c_str());
+  VBDKIT_ASSIGN(std::vector<uint64_t> l1, file.read_table(header.l1_offset, header.l1_entries));
+  std::vector<uint64_t> refcounts;
+  if (!context.read_only) {
+    const uint64_t entries = header.refcount_table_bytes() / 8;
+    VBDKIT_ASSIGN(refcounts, file.read_table(header.refcount_table_offset, entries));
+    for (const uint64_t block : refcounts)
+      if (block != 0 && (header.geometry.in_cluster(block) != 0 ||
+                         !range_inside(block, header.geometry.cluster_size(), file.size())))
+        return Error(ErrorKind::kCorrupt,
+                     source.path + ": a refcount block at " + num(block) + " is outside the file");
+  }
+  std::unique_ptr<Qcow2Layer> layer(new Qcow2Layer(std::move(header), std::move(file),
+                                                   std::move(source), context, std::move(l1),
+                                                   std::move(refcounts)));
+  VBDKIT_TRY(layer->find_parent());
+  return std::unique_ptr<Layer>(std::move(layer));
+}
+
+Result<void> Qcow2Layer::prepare_for_writing(MetadataFile& file, Header& header, Node& node,
+                                             const Logger& log) {
+  if (header.corrupt())
+    return Error(ErrorKind::kCorrupt,
+                 file.path() +
+                     ": the image is marked corrupt; check and repair it, or open it "
+                     "read-only");
+  // Clusters are whole from here on; a file may end inside its last one.
+  const uint64_t aligned = align_up(file.size(), header.geometry.cluster_size());
+  if (!file.block_device() && aligned != file.size()) {
+    VBDKIT_TRY(node.resize(Bytes{aligned}));
+    VBDKIT_TRY(file.refresh());
+    // The node may have given up direct I/O because of the odd size.
+    VBDKIT_TRY(node.reopen(false));
+  }
+  if (header.dirty()) {
+    log.notice("qcow2: %s: was not closed properly; rebuilding its refcounts", file.path().c_str());
+    VBDKIT_ASSIGN(const CheckResult result, check_image(file, Repair::kAll));
+    if (result.corruptions != 0)
+      return Error(ErrorKind::kCorrupt,
+                   file.path() + ": " + num(result.corruptions) +
+                       " errors that cannot be repaired: " +
+                       (result.messages.empty() ? "" : result.messages.front()));
+    VBDKIT_ASSIGN(header, file.read_header());
+    VBDKIT_TRY(node.refresh_size());
+  }
+  if (header.autoclear != 0) {
+    // They vouch for data that does not follow our writes.
+    log.notice("qcow2: %s: its bitmaps and similar data go stale with the first write",
+               file.path().c_str());
+    const std::array<uint8_t, 8> none{};
+    VBDKIT_TRY(file.write(kAutoclearField, none));
+    VBDKIT_TRY(file.sync());
+    header.autoclear = 0;
+  }
+  return {};
+}
+
+Qcow2Layer::Qcow2Layer(Header header, MetadataFile metadata, LayerSource source,
+                       const LayerContext& context, std::vector<uint64_t> l1,
+                       std::vector<uint64_t> refcount_table)
+    : image_(std::move(header), std::move(metadata), std::move(source.file), context.log,
+             context.read_only),
+      cache_(context.read_only ? kParentCache : kLeafCache),
+      locks_(image_.ready),
+      space_(image_, cache_),
+      tables_(image_, cache_, space_, std::move(l1)),
+      refcounts_(image_, cache_, space_, std::move(refcount_table)),
+      flusher_(image_, tables_, space_, refcounts_),
+      compressed_(image_),
+      writer_(image_, tables_, space_, compressed_) {
+  info_.size = Bytes{align_down(image_.header.size, kSectorSize)};
+  info_.map_window = image_.g.slice_span();
+  info_.cluster = static_cast<uint32_t>(image_.g.cluster_size());
+  info_.format = "qcow2";
+  info_.discard_granularity = static_cast<uint32_t>(image_.g.unit_size());
+  info_.can_write_zeroes = true;
+  if (!context.read_only) space_.start(refcounts_.table(), tables_.l1());
+}
+
+Qcow2Layer::~Qcow2Layer() {
+  if (!image_.read_only) {
+    const int error = close();
+    if (error != 0)
+      image_.log.error("qcow2: %s: closing it: %s", image_.path().c_str(), strerror(error));
+  }
+  cache_.drop(image_);
+}
+
+// All that is left in memory, by means that block: nothing runs the reactor any more.
+int Qcow2Layer::close() {
+  if (image_.corrupt) return 0;
+  NodePtr node = std::exchange(image_.file, make_blocking_node(image_.blocking));
+  int result = EIO;
+  [](Qcow2Layer& layer, int& error) -> Detached { error = co_await layer.flusher_.close(); }(
+                                        *this, result);
+  // What the file grew by and nobody took.
+  if (result == 0 && space_.grown()) {
+    const auto cut = image_.file->resize(Bytes{space_.end_of_use() << image_.g.cluster_bits});
+    if (!cut) result = cut.error().sys_errno();
+  }
+  image_.file = std::move(node);
+  return result;
+}
+
+Result<void> Qcow2Layer::find_parent() {
+  std::string name = image_.header.backing_file;
+  if (name.empty()) return {};
+  if (name.starts_with("file:")) name.erase(0, 5);
+  const size_t colon = name.find(':');
+  if (colon != std::string::npos && name.find('/') > colon)
+    return Error(ErrorKind::kUnsupported,
+                 image_.path() + ": its backing file '" + name + "' is not a plain path");
+  ParentReference reference;
+  reference.path = name.starts_with("/") ? name : directory_of(image_.path()) + name;
+  reference.tried = {reference.path};
+  reference.format = image_.header.backing_format.value_or("");
+  parent_ = std::move(reference);
+  return {};
+}
+
+void Qcow2Layer::set_chain(MapListener& listener, ParentReader& below) {
+  below_ = &below;
+  writer_.set_chain(listener, below);
+}
+
+void Qcow2Layer::map(MapRequest& request) {
+  ReadyQueue::Scope scope(image_.ready);
+  run_map(request);
+}
+
+Detached Qcow2Layer::run_map(MapRequest& request) {
+  const int error = co_await map_range(request);
+  const auto done = std::move(request.done);
+  done(error);
+}
+
+Task<int> Qcow2Layer::map_range(MapRequest& request) {
+  const uint64_t span = image_.g.slice_span();
+  const uint64_t end = request.offset + request.length;
+  const size_t before = request.segments.size();
+  for (bool again = true; again;) {
+    again = false;
+    request.segments.resize(before);
+    const uint64_t changes = tables_.changes();
+    for (uint64_t at = request.offset; at < end && !again;) {
+      const uint64_t to = std::min(end, align_down(at, span) + span);
+      const SliceCache::Loaded loaded = co_await tables_.slice(at);
+      if (loaded.error != 0) co_return loaded.error;
+      // A change while it was read may be one of those that were listed already.
+      again = tables_.changes() != changes && at != request.offset;
+      const int error = map_slice(loaded.slice, at, to, request.segments);
+      if (error != 0) co_return error;
+      at = to;
+    }
+  }
+  co_return 0;
+}
+
+int Qcow2Layer::add_segment(Segment segment, std::vector<Segment>& segments) const {
+  if (segment.kind == Segment::Kind::kData) {
+    const uint64_t size = image_.file->info().size.v;
+    if (segment.file_offset >= size) return EIO;
+    // The file of a parent may end inside its last cluster: zeroes follow.
+    const uint64_t inside = align_down(size - segment.file_offset, kSectorSize);
+    if (inside < segment.length) {
+      const uint64_t rest = segment.length - inside;
+      segment.length = inside;
+      if (inside > 0) add_segment(segment, segments);
+      return add_segment({rest, 0, Segment::Kind::kZero}, segments);
+    }
+  }
+  if (!segments.empty()) {
+    Segment& last = segments.back();
+    if (last.kind == segment.kind && (segment.kind != Segment::Kind::kData ||
+                                      last.file_offset + last.length == segment.file_offset)) {
+      last.length += segment.length;
+      return 0;
+    }
+  }
+  segments.push_back(segment);
+  return 0;
+}
+
+int Qcow2Layer::map_slice(const SliceRef& slice, uint64_t from, uint64_t to,
+                          std::vector<Segment>& segments) {
+  const Geometry& g = image_.g;
+  if (!slice) return add_segment({to - from, 0, Segment::Kind::kAbsent}, segments);
+  int error = 0;
+  while (from < to && error == 0) {
+    const uint64_t start = align_down(from, g.cluster_size());
+    const uint64_t end = std::min(to, start + g.cluster_size());
+    const ClusterState state = g.decode_at(tables_.entry(slice, from));
+    if (state.kind == Kind::kInvalid || (state.allocated != 0 && state.host < g.cluster_size()))
+      return image_.mark_corrupt("the L2 entry of the cluster at " + num(start) + " is invalid");
+    const bool shared = state.allocated != 0 && !state.copied && !image_.read_only;
+    if (state.kind == Kind::kCompressed) {
+      error = add_segment({end - from, 0, Segment::Kind::kCompressed}, segments);
+    } else {
+      for_each_segment(g, state, start, from, end, [&](uint64_t, Segment segment) {
+        if (shared && segment.kind == Segment::Kind::kData)
+          segment = {segment.length, 0, Segment::Kind::kCompressed};
+        if (error == 0) error = add_segment(segment, segments);
+      });
+    }
+    if (error != 0)
+      return image_.mark_corrupt("the data of the cluster at " + num(start) +
+                                 " is beyond the end of the file");
+    from = end;
+  }
+  return 0;
+}
+
+void Qcow2Layer::read_special(Request& request) {
+  ReadyQueue::Scope scope(image_.ready);
+  run_read(request);
+}
+
+Detached Qcow2Layer::run_read(Request& request) {
+  int error = 0;
+  {
+    const uint64_t end = request.offset + request.length;
+    // Against writes elsewhere in the same cluster, which may give its place to somebody else.
+    ClusterLocks::Lock lock(locks_, cluster(request.offset), cluster(end - 1), true);
+    co_await lock.acquire();
+    for (uint64_t at = request.offset; at < end && error == 0;) {
+      const uint64_t to =
+          std::min(end, align_down(at, image_.g.cluster_size()) + image_.g.cluster_size());
+      error = co_await read_cluster(request, at, to);
+      at = to;
+    }
+  }
+  request.done(request, error);
+}
+
+Task<int> Qcow2Layer::read_cluster(const Request& request, uint64_t from, uint64_t to) {
+  const Geometry& g = image_.g;
+  const SliceCache::Loaded loaded = co_await tables_.slice(from);
+  if (loaded.error != 0) co_return loaded.error;
+  if (!loaded.slice) co_return EIO;  // map() did not say so
+  const ClusterState state = g.decode_at(tables_.entry(loaded.slice, from));
+  const uint64_t skip = from - request.offset;
+  if (state.kind == Kind::kInvalid) co_return EIO;
+  if (state.kind == Kind::kCompressed) {
+    const CompressedReader::Content content = co_await compressed_.read(state);
+    if (content.error != 0) co_return content.error;
+    const uint8_t* data = content.cluster->data.data() + g.in_cluster(from);
+    copy_to_iov(request.iov, skip, reinterpret_cast<const char*>(data), to - from);
+    co_return 0;
+  }
+  // Shared with an internal snapshot, or rewritten since the chain asked.
+  std::vector<std::pair<uint64_t, Segment>> parts;
+  for_each_segment(g, state, align_down(from, g.cluster_size()), from, to,
+                   [&](uint64_t at, const Segment& s) { parts.emplace_back(at, s); });
+  for (const auto& [at, segment] : parts) {
+    if (segment.kind != Segment::Kind::kData) {
+      zero_iov(request.iov, at - request.offset, segment.length);
+      continue;
+    }
+    std::vector<iovec> iov;
+    for_each_piece(request.iov, at - request.offset, segment.length,
+                   [&](char* base, size_t length) {
+                     iov.push_back({base, length});
+                   });
+    const int error = co_await image_.read(segment.file_offset, segment.length, iov);
+    if (error != 0) co_return error;
+  }
+  co_return 0;
+}
+
+void Qcow2Layer::write(Request& request) {
+  ReadyQueue::Scope scope(image_.ready);
+  run_change(request, Change::kWrite);
+}
+
+void Qcow2Layer::discard(Request& request) {
+  ReadyQueue::Scope scope(image_.ready);
+  run_change(request, Change::kDiscard);
+}
+
+void Qcow2Layer::write_zeroes(Request& request) {
+  ReadyQueue::Scope scope(image_.ready);
+  run_change(request, Change::kZero);
+}
+
+Detached Qcow2Layer::run_change(Request& request, Change change) {
+  int error = image_.corrupt ? EIO : 0;
+  ++in_flight_;
+  if (error == 0 && request.length > 0) {
+    const uint64_t end = request.offset + request.length;
+    ClusterLocks::Lock lock(locks_, cluster(request.offset), cluster(end - 1), false);
+    co_await lock.acquire();
+    if (flusher_.needed()) error = co_await flusher_.flush();
+    if (error == 0 && change == Change::kWrite)
+      error = co_await writer_.write({request.offset, end, request.iov, 0});
+    else if (error == 0)
+      error = co_await writer_.clear(request.offset, end,
+                                     change == Change::kDiscard  ? ClusterWriter::Clear::kDiscard
+                                     : request.flags & kMayUnmap ? ClusterWriter::Clear::kUnmap
+                                                                 : ClusterWriter::Clear::kZero);
+  }
+  --in_flight_;
+  request.done(request, error);
+}
+
+void Qcow2Layer::flush(Request& request) {
+  ReadyQueue::Scope scope(image_.ready);
+  run_flush(request);
+}
+
+Detached Qcow2Layer::run_flush(Request& request) {
+  ++in_flight_;
+  const int error = co_await flusher_.flush();
+  --in_flight_;
+  request.done(request, error);
+}
+
+Result<void> Qcow2Layer::resize(Bytes size) {
+  Header& header = image_.header;
+  const std::string what = "qcow2: resize " + image_.path() + ": ";
+  if (image_.read_only) return Error(ErrorKind::kPermission, what + "opened read-only", EROFS);
+  if (size.v % kSectorSize != 0)
+    return Error(ErrorKind::kInvalid, what + num(size.v) + " is no whole number of sectors");
+  if (size.v < header.size)
+    return Error(ErrorKind::kUnsupported, what + "an image cannot shrink while it is in use");
+  if (header.version < 3 && header.snapshots > 0)
+    return Error(ErrorKind::kUnsupported,
+                 what + "version 2 does not record the sizes of its internal snapshots");
+  const uint64_t entries = image_.g.l1_entries_for(size.v);
+  if (size.v > INT64_MAX || entries * 8 > kMaxL1Bytes)
+    return Error(ErrorKind::kUnsupported, what + num(size.v) + " is too large for its clusters");
+  tables_.grow_l1(entries);
+  header.size = size.v;
+  info_.size = size;
+  flusher_.header_changed();
+  // With requests under way the next flush makes it so.
+  if (in_flight_ > 0) return {};
+  NodePtr node = std::exchange(image_.file, make_blocking_node(image_.blocking));
+  int error = EIO;
+  [](Qcow2Layer& layer, int& result) -> Detached { result = co_await layer.flusher_.flush(); }(
+                                         *this, error);
+  image_.file = std::move(node);
+  VBDKIT_TRY(image_.file->refresh_size());
+  if (error != 0) return Error::from_errno(error, what + "writing the new size");
+  return {};
+}
+
+}  // namespace vbdkit::drivers::qcow2
