@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 noinst_LTLIBRARIES += libio.la
 libio_la_SOURCES = \
+  io/aio_engine.cc \
+  io/epoll_reactor.cc \
+  io/epoll_reactor.h \
+  io/file_engine.h \
   io/reactor.cc \
   io/reactor.h \
   io/reactor_common.cc \
   io/reactor_common.h \
+  io/sync_engine.cc \
   io/uring_reactor.cc \
   io/uring_reactor.h
 libio_la_CPPFLAGS = $(AM_CPPFLAGS) $(URING_CFLAGS)

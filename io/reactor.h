@@ -51,7 +51,7 @@ struct SocketOp {
 
   Kind kind = Kind::kRecv;
   int fd = -1;
-  int flags = 0;                // MSG_*; MSG_NOSIGNAL is always added to kSend
+  int flags = 0;           // MSG_*; MSG_NOSIGNAL is always added to kSend
   void* buffer = nullptr;  // kRecv without msg
   uint32_t length = 0;     // kRecv without msg, bytes
   msghdr* msg = nullptr;   // kSend, and kRecv into several buffers; must stay valid until done
