@@ -53,7 +53,9 @@ CLEANFILES += hotplug/block-vbdkit hotplug/vbdkitd.service hotplug/vbdkit.conf
 # ---- tests ----
 if HAVE_GTEST
 hotplug_simtests = \
-  tests/sim/hotplug_attach_test
+  tests/sim/hotplug_attach_test \
+  tests/sim/hotplug_failure_test \
+  tests/sim/hotplug_sharing_test
 check_PROGRAMS += $(hotplug_simtests)
 TESTS += $(hotplug_simtests)
 hotplug_simtest_ldadd = tests/sim/libsimguest.la libcontrol.la libruntimedir.la libio.la libbase.la \
@@ -64,4 +66,14 @@ tests_sim_hotplug_attach_test_SOURCES = tests/sim/hotplug_attach_test.cc tests/s
 tests_sim_hotplug_attach_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 tests_sim_hotplug_attach_test_LDADD = $(hotplug_simtest_ldadd)
 EXTRA_tests_sim_hotplug_attach_test_DEPENDENCIES = $(hotplug_simtest_deps)
+
+tests_sim_hotplug_failure_test_SOURCES = tests/sim/hotplug_failure_test.cc tests/sim/hotplug_fixture.h
+tests_sim_hotplug_failure_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+tests_sim_hotplug_failure_test_LDADD = $(hotplug_simtest_ldadd)
+EXTRA_tests_sim_hotplug_failure_test_DEPENDENCIES = $(hotplug_simtest_deps)
+
+tests_sim_hotplug_sharing_test_SOURCES = tests/sim/hotplug_sharing_test.cc tests/sim/hotplug_fixture.h
+tests_sim_hotplug_sharing_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+tests_sim_hotplug_sharing_test_LDADD = $(hotplug_simtest_ldadd)
+EXTRA_tests_sim_hotplug_sharing_test_DEPENDENCIES = $(hotplug_simtest_deps)
 endif

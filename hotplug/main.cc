@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
 // vbdkitd: the daemon, and with --client the questions that the hotplug script asks it.
+#include <fcntl.h>
 #include <getopt.h>
+#include <sys/stat.h>
 #include <sys/signalfd.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
@@ -171,7 +173,21 @@ Result<Fd> catch_signals() {
   return fd;
 }
 
+// One daemon per runtime directory. The lock goes with the process, however it ends.
+Result<Fd> claim(const std::string& runtime_dir) {
+  if (::mkdir(runtime_dir.c_str(), 0700) < 0 && errno != EEXIST)
+    return Error::from_errno(errno, "mkdir " + runtime_dir);
+  VBDKIT_ASSIGN(Fd fd, Fd::open(runtime_dir + "/vbdkitd.lock", O_RDWR | O_CREAT, 0600));
+  struct flock lock = {};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  if (::fcntl(fd.get(), F_OFD_SETLK, &lock) < 0)
+    return Error(ErrorKind::kBusy, "another vbdkitd runs with " + runtime_dir, EBUSY);
+  return fd;
+}
+
 Result<void> serve(const Arguments& arguments, const Logger& log) {
+  VBDKIT_ASSIGN(const Fd lock, claim(arguments.daemon.runtime_dir));
   VBDKIT_ASSIGN(const Fd signals, catch_signals());
   VBDKIT_ASSIGN(const auto reactor, io::Reactor::create({.queue_depth = 64}, log));
   VBDKIT_ASSIGN(const auto daemon, Daemon::create(*reactor, log, arguments.daemon));

@@ -74,11 +74,12 @@ void Channel::dispatch() {
 }
 
 void Channel::send(std::string_view text) {
-  if (failed_) return;
+  if (failed_ || peer_deaf_) return;
   if (unsent_.empty()) {
     const ssize_t n = ::send(socket_.get(), text.data(), text.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
     if (n < 0 && errno != EAGAIN && errno != EINTR) {
-      return fail_later("the peer does not take answers");
+      peer_deaf_ = true;  // its last words may still be there to read
+      return;
     }
     if (n > 0) text.remove_prefix(static_cast<size_t>(n));
     if (text.empty()) return;
@@ -104,9 +105,11 @@ void Channel::on_writable() {
       ::send(socket_.get(), unsent_.data(), unsent_.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
   if (n < 0) {
     if (errno == EAGAIN || errno == EINTR) return;
-    return fail("the peer does not take answers");
+    peer_deaf_ = true;
+    unsent_.clear();
+  } else {
+    unsent_.erase(0, static_cast<size_t>(n));
   }
-  unsent_.erase(0, static_cast<size_t>(n));
   if (!unsent_.empty()) return;
   write_watch_.reset();
   dispatch();  // what came before the output stalled

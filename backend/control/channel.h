@@ -69,6 +69,7 @@ class Channel {
   unsigned held_ = 0;
   bool failed_ = false;
   bool end_of_input_ = false;
+  bool peer_deaf_ = false;  // takes no output any more; what it sent before is still read
   std::unique_ptr<io::FdWatch> read_watch_;
   std::unique_ptr<io::FdWatch> write_watch_;
   std::shared_ptr<Channel*> self_;  // what posted tasks hold weakly

@@ -39,13 +39,9 @@ Result<Fd> listen_unix(const std::string& path, mode_t mode) {
   if (!socket.valid()) return Error::from_errno(errno, "socket " + path);
   // Linux gives the file the socket's own mode, so it is never there with another one.
   if (::fchmod(socket.get(), mode) < 0) return Error::from_errno(errno, "chmod " + path);
-  for (bool retried = false;; retried = true) {
-    if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&at), sizeof at) == 0) break;
-    if (errno != EADDRINUSE || retried) return Error::from_errno(errno, "bind " + path);
-    if (connect_unix(path))
-      return Error(ErrorKind::kBusy, "bind " + path + ": another process listens there", EBUSY);
-    ::unlink(path.c_str());
-  }
+  ::unlink(path.c_str());
+  if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&at), sizeof at) < 0)
+    return Error::from_errno(errno, "bind " + path);
   if (::listen(socket.get(), 16) < 0) return Error::from_errno(errno, "listen " + path);
   return socket;
 }
