@@ -74,7 +74,10 @@ class Qmp : public testing::Test {
 
   static std::string line(const Fd& fd) {
     std::string out;
-    for (char c; ::recv(fd.get(), &c, 1, 0) == 1;) {
+    for (char c;;) {
+      const ssize_t n = ::recv(fd.get(), &c, 1, 0);
+      if (n < 0 && errno == EINTR) continue;  // work of the other thread's io_uring
+      if (n != 1) break;
       out += c;
       if (c == '\n') break;
     }
