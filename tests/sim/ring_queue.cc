@@ -110,7 +110,9 @@ void RingQueue::submit(uint8_t operation, uint64_t sector, const Segment* segmen
       raw_.put(slot, at.segments + i * sizeof(blkif_request_segment), wire(segments[i]));
     return;
   }
-  const uint32_t index = take_shadow(BLKIF_OP_INDIRECT, tag);
+  // The answer names what the request stands for, not that it was indirect: so Linux' blkback does,
+  // and its blkfront takes a disk offline that answers otherwise.
+  const uint32_t index = take_shadow(operation, tag);
   const Shadow& shadow = shadows_[index];
   for (size_t i = 0; i < count; ++i) {
     const blkif_request_segment s = wire(segments[i]);
