@@ -36,6 +36,11 @@ Subject on_capricious(Subject subject, CapriciousReactor::Mood mood) {
   return subject;
 }
 
+Subject on_engine(Subject subject, io::EngineKind engine) {
+  subject.engine = engine;
+  return subject;
+}
+
 class LoopStorage final : public TestStorage {
  public:
   LoopStorage(uint64_t size, uint32_t sector_size) {
@@ -88,6 +93,9 @@ std::vector<Subject> subjects() {
       raw_with("RawOnTmpfs", "", "/dev/shm"),
       block_device("RawOnBlockDevice", 512),
       block_device("RawOnBlockDeviceOf4kSectors", 4096),
+      on_engine(raw_with("RawOnLibaio", ""), io::EngineKind::kAio),
+      on_engine(raw_with("RawOnPlainSystemCalls", ""), io::EngineKind::kSync),
+      on_engine(throttled("ThrottleOnLibaio", ":iops=30000"), io::EngineKind::kAio),
       on_capricious(raw_with("RawWithShortTransfers", ""), {}),
       on_capricious(raw_with("RawWithShortTransfersOfLargeBlocks", ",align=4K"), {}),
       on_capricious(raw_with("RawWithDirectIoRefused", ""), {.refuses_direct = true}),
