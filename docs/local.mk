@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 dist_man_MANS += \
   docs/man/vbdkit-serve.1 \
+  docs/man/vbdkit-spec.7 \
   docs/man/vbdkit.1
