@@ -182,7 +182,7 @@ void RawNode::submit(Request& request) {
     request.done(request, EROFS);
     return;
   }
-  if (!range_inside(request.offset, request.length, info_.size.v)) {
+  if (request.op != Op::kFlush && !range_inside(request.offset, request.length, info_.size.v)) {
     request.done(request, EINVAL);
     return;
   }

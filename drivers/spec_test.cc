@@ -52,6 +52,8 @@ TEST(Spec, TheCanonicalFormParsesToTheSameGraph) {
            "throttle|throttle,iops=5:iops-burst=9|raw,direct=off,align=4K:/a=b,c:d e",
            R"({"driver":"raw","path":"/srv/a|b\"\\.img"})",
            R"({"driver":"throttle","iops":7,"next":{"driver":"raw","path":"|","discard":true}})",
+           R"({"driver":"throttle","iops":"a,b:c|d","next":{"driver":"ram","size":"1:2"}})",
+           "throttle:iops=\xff:|raw:/\xff",
        }) {
     const GraphSpec graph = parse_ok(text);
     EXPECT_EQ(graph, parse_ok(graph.to_string())) << text << " -> " << graph.to_string();

@@ -13,9 +13,22 @@ tests_fuzz_nbd_fuzz_SOURCES = \
   tests/fuzz/nbd_fuzz.cc
 tests_fuzz_nbd_fuzz_CXXFLAGS = $(FUZZ_COMPILE)
 tests_fuzz_nbd_fuzz_LDFLAGS = $(FUZZ_LINK)
+
+noinst_PROGRAMS += tests/fuzz/spec_fuzz
+tests_fuzz_spec_fuzz_SOURCES = \
+  drivers/options.cc \
+  drivers/spec.cc \
+  drivers/spec_json.cc \
+  tests/fuzz/spec_fuzz.cc
+tests_fuzz_spec_fuzz_CXXFLAGS = $(FUZZ_COMPILE)
+tests_fuzz_spec_fuzz_LDFLAGS = $(FUZZ_LINK)
+tests_fuzz_spec_fuzz_LDADD = libdrivers.la
 endif
 EXTRA_DIST += \
   tests/fuzz/nbd-corpus/export-name \
   tests/fuzz/nbd-corpus/go \
   tests/fuzz/nbd-corpus/huge-option \
-  tests/fuzz/nbd-corpus/options
+  tests/fuzz/nbd-corpus/options \
+  tests/fuzz/spec-corpus/json \
+  tests/fuzz/spec-corpus/memory \
+  tests/fuzz/spec-corpus/text
