@@ -13,6 +13,7 @@ DriverEntry qcow2_driver();
 DriverEntry ram_driver();
 DriverEntry raw_driver();
 DriverEntry throttle_driver();
+DriverEntry vhd_driver();
 
 // The entry of that name, or nullptr.
 const DriverEntry* find_driver(std::string_view name);

@@ -51,3 +51,4 @@ endif
 
 include drivers/chain/local.mk
 include drivers/qcow2/local.mk
+include drivers/vhd/local.mk

@@ -12,6 +12,7 @@ std::span<const DriverEntry> driver_table() {
       ram_driver(),
       raw_driver(),
       throttle_driver(),
+      vhd_driver(),
   };
   return table;
 }

@@ -6,6 +6,7 @@
 #include "drivers/chain/layer.h"
 #include "drivers/chain/raw_layer.h"
 #include "drivers/qcow2/qcow2_layer.h"
+#include "drivers/vhd/open.h"
 
 namespace vbdkit::drivers {
 
@@ -13,6 +14,7 @@ std::span<const LayerFormat> layer_formats() {
   static constexpr LayerFormat table[] = {
       {"qcow2", qcow2::Qcow2Layer::open},
       {"raw", RawLayer::open},
+      {"vhd", vhd::open_layer},
   };
   return table;
 }
