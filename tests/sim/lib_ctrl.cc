@@ -11,7 +11,7 @@ extern "C" {
 #include <xenforeignmemory.h>
 }
 
-#include "tests/sim/process.h"
+#include "tests/sim/lib_connection.h"
 
 using vbdkit::sim::Op;
 

@@ -11,7 +11,7 @@ extern "C" {
 }
 
 #include "tests/sim/event_channels.h"
-#include "tests/sim/process.h"
+#include "tests/sim/lib_connection.h"
 
 using vbdkit::Result;
 using vbdkit::sim::DomId;

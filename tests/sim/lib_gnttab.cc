@@ -10,7 +10,7 @@ extern "C" {
 }
 
 #include "tests/sim/grant_mapper.h"
-#include "tests/sim/process.h"
+#include "tests/sim/lib_connection.h"
 
 using vbdkit::sim::DomId;
 using vbdkit::sim::GrantMapper;

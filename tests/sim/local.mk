@@ -25,22 +25,22 @@ check_LTLIBRARIES += tests/sim/libsimxen.la tests/sim/libsimxen-proc.la
 tests_sim_libsimxen_la_SOURCES = $(simxen_core) \
   base/fd.cc \
   base/result.cc \
+  tests/sim/lib_connection.cc \
+  tests/sim/lib_connection.h \
   tests/sim/lib_ctrl.cc \
   tests/sim/lib_evtchn.cc \
-  tests/sim/lib_gnttab.cc \
-  tests/sim/process.cc \
-  tests/sim/process.h
+  tests/sim/lib_gnttab.cc
 nodist_tests_sim_libsimxen_la_SOURCES = tests/sim/stubs.cc
 # xenctrl.h needs the GNU dialect.
 tests_sim_libsimxen_la_CXXFLAGS = -std=gnu++20 -g $(WARN_CXXFLAGS) -fno-strict-aliasing -pthread \
   -fvisibility=hidden
-tests_sim_libsimxen_la_LDFLAGS = -pthread -module -avoid-version -shared -rpath /nonexistent \
+tests_sim_libsimxen_la_LDFLAGS = -pthread -module -avoid-version -shared -rpath $(pkglibdir) \
   -Wl,--version-script=tests/sim/stubs.map -Wl,-z,defs
 EXTRA_tests_sim_libsimxen_la_DEPENDENCIES = tests/sim/stubs.map
 
 tests_sim_libsimxen_proc_la_SOURCES = tests/sim/proc_redirect.cc
 tests_sim_libsimxen_proc_la_CXXFLAGS = -g $(WARN_CXXFLAGS) -fvisibility=hidden
-tests_sim_libsimxen_proc_la_LDFLAGS = -module -avoid-version -shared -rpath /nonexistent
+tests_sim_libsimxen_proc_la_LDFLAGS = -module -avoid-version -shared -rpath $(pkglibdir)
 
 EXTRA_DIST += tests/sim/gen-stubs tests/sim/README.md
 CLEANFILES += tests/sim/stubs.cc tests/sim/stubs.map tests/sim/stubs.sonames
@@ -85,14 +85,14 @@ tests_sim_libsimguest_la_SOURCES = $(simxen_core) \
   tests/sim/latency.h \
   tests/sim/load.cc \
   tests/sim/load.h \
+  tests/sim/process.cc \
+  tests/sim/process.h \
   tests/sim/ring_queue.cc \
   tests/sim/ring_queue.h \
   tests/sim/store.cc \
   tests/sim/store.h \
   tests/sim/store_dom0.cc \
   tests/sim/store_ring.cc \
-  tests/sim/subject.cc \
-  tests/sim/subject.h \
   tests/sim/toolstack.cc \
   tests/sim/toolstack.h \
   tests/sim/verified_disk.cc \
@@ -117,6 +117,7 @@ simtest_ldadd = tests/sim/libsimguest.la libbase.la $(GTEST_LIBS)
 
 simtests = \
   tests/sim/qdisk_test \
+  tests/sim/ring_queue_test \
   tests/sim/world_test \
   tests/sim/xenlibs_test
 check_PROGRAMS += $(simtests)
@@ -125,6 +126,10 @@ TESTS += $(simtests)
 tests_sim_qdisk_test_SOURCES = tests/sim/qdisk_test.cc
 tests_sim_qdisk_test_CPPFLAGS = $(simtest_cppflags)
 tests_sim_qdisk_test_LDADD = $(simtest_ldadd)
+
+tests_sim_ring_queue_test_SOURCES = tests/sim/ring_queue_test.cc
+tests_sim_ring_queue_test_CPPFLAGS = $(simtest_cppflags)
+tests_sim_ring_queue_test_LDADD = $(simtest_ldadd)
 
 tests_sim_world_test_SOURCES = tests/sim/world_test.cc
 tests_sim_world_test_CPPFLAGS = $(simtest_cppflags)

@@ -106,6 +106,26 @@ INSTANTIATE_TEST_SUITE_P(
                       Variant{"Discards", {}, {.discard_percent = 10}}),
     [](const auto& variant) { return variant.param.name; });
 
+TEST_F(QdiskTest, OneWrongByteIsSeen) {
+  Guest& guest = *must(world().create_guest());
+  const std::string image = make_image();
+  const Disk disk = attach(guest, {.target = image});
+  must(world().launch_qdisk(guest));
+  auto front = must(Frontend::create(guest, disk.devid, {.padding_zero = false}));
+  must(front->connect(soon()));
+  VerifiedDisk model(kImageSize / 512);
+  EXPECT_TRUE(must(model.run(*front, {.requests = 100}, soon())).problems.empty());
+  EXPECT_EQ(must(front->flush(soon())), BLKIF_RSP_OKAY);
+  std::fstream file(image, std::ios::binary | std::ios::in | std::ios::out);
+  file.seekg(777 * 512 + 3);
+  const auto byte = static_cast<char>(file.get() ^ 1);
+  file.seekp(777 * 512 + 3);
+  file.put(byte);
+  file.close();
+  EXPECT_EQ(must(model.check(*front, soon())).problems,
+            std::vector<std::string>{"sector 777 holds wrong bytes"});
+}
+
 TEST_F(QdiskTest, DetachLeavesNothingBehind) {
   Guest& guest = *must(world().create_guest());
   const Disk disk = attach(guest, {.target = make_image()});

@@ -15,7 +15,7 @@
 
 #include "base/result.h"
 #include "tests/sim/guest.h"
-#include "tests/sim/subject.h"
+#include "tests/sim/process.h"
 #include "tests/sim/toolstack.h"
 
 namespace vbdkit::sim {
