@@ -34,4 +34,32 @@ backend_blkif_blkif_test_SOURCES = \
   backend/blkif/validate_test.cc
 backend_blkif_blkif_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 backend_blkif_blkif_test_LDADD = libblkif.la $(GTEST_LIBS)
+
+# The real program in the simulated Xen.
+blkif_simtests = \
+  tests/sim/blkif_lifecycle_test \
+  tests/sim/blkif_protocol_test \
+  tests/sim/blkif_security_test
+check_PROGRAMS += $(blkif_simtests)
+TESTS += $(blkif_simtests)
+blkif_simtest_cppflags = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+blkif_simtest_ldadd = tests/sim/libsimguest.la libbase.la $(GTEST_LIBS)
+
+tests_sim_blkif_lifecycle_test_SOURCES = \
+  tests/sim/blkif_lifecycle_test.cc \
+  tests/sim/blkif_test_base.h
+tests_sim_blkif_lifecycle_test_CPPFLAGS = $(blkif_simtest_cppflags)
+tests_sim_blkif_lifecycle_test_LDADD = $(blkif_simtest_ldadd)
+
+tests_sim_blkif_security_test_SOURCES = \
+  tests/sim/blkif_security_test.cc \
+  tests/sim/blkif_test_base.h
+tests_sim_blkif_security_test_CPPFLAGS = $(blkif_simtest_cppflags)
+tests_sim_blkif_security_test_LDADD = $(blkif_simtest_ldadd)
+
+tests_sim_blkif_protocol_test_SOURCES = \
+  tests/sim/blkif_protocol_test.cc \
+  tests/sim/blkif_test_base.h
+tests_sim_blkif_protocol_test_CPPFLAGS = $(blkif_simtest_cppflags)
+tests_sim_blkif_protocol_test_LDADD = $(blkif_simtest_ldadd)
 endif

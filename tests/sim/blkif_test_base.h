@@ -6,8 +6,10 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "tests/sim/verified_disk.h"
@@ -92,6 +94,39 @@ class BlkifTest : public WorldTest {
   Guest* guest_ = nullptr;
   Disk disk_;
   Process* backend_ = nullptr;
+};
+
+// Keeps a queue's ring full of reads until it is told to stop; expects no answer for ever.
+class BackgroundLoad {
+ public:
+  explicit BackgroundLoad(Frontend& front) : queue_(front.queue()) {
+    const Pages pages = must(front.guest().alloc_pages(kPages));
+    for (uint32_t i = 0; i < kPages; ++i)
+      segments_.push_back({must(front.guest().grant_page(pages.first + i, true)), 0, 7});
+    thread_ = std::thread([this] { run(); });
+  }
+  ~BackgroundLoad() {
+    stop_ = true;
+    thread_.join();
+  }
+
+ private:
+  static constexpr uint32_t kPages = 32;
+
+  void run() {
+    for (uint64_t i = 0; !stop_; ++i) {
+      while (queue_.free_slots() > 0)
+        queue_.submit(BLKIF_OP_READ, i % 64 * 8, &segments_[i % kPages], 1, i);
+      queue_.push();
+      if (queue_.reap([](const Completion&) {}) == 0)
+        queue_.wait(in(std::chrono::milliseconds(20)));
+    }
+  }
+
+  RingQueue& queue_;
+  std::vector<Segment> segments_;
+  std::atomic<bool> stop_ = false;
+  std::thread thread_;
 };
 
 inline void expect_clean(const WorkloadReport& report) {
