@@ -15,6 +15,7 @@ EXTRA_DIST += \
   tests/xen/cases/flush.sh \
   tests/xen/cases/missing-image.sh \
   tests/xen/cases/multi-queue.sh \
+  tests/xen/cases/pvh.sh \
   tests/xen/cases/read-only.sh \
   tests/xen/cases/reboot.sh \
   tests/xen/cases/second-writer.sh \

@@ -16,10 +16,13 @@ import tempfile
 import time
 
 # What TCG must not offer. SMAP, SMEP: a PV dom0 dies early. RDTSCP: PVH and HVM guests die on an instruction that TCG's
-# SVM cannot decode. AVX: Xen hands out the FPU lazily, and QEMU 7.2 lets AVX instructions run with another domain's
-# registers, so that programs in dom0 crash at random (every twentieth, while a guest is busy).
+# SVM cannot decode. AVX: see XEN.
 CPU = "max,-smap,-smep,-la57,-pku,-rdtscp,-avx,-avx2,-fma,-f16c"
-BOOT_SECONDS = 180
+# eager-fpu: by default Xen hands the FPU over lazily, relying on CR0.TS; under QEMU 7.2 programs then run with another
+# domain's vector registers, and crash or hang at random (every twentieth process in dom0 while a guest is busy).
+XEN = ("console=com1 com1=115200 dom0_mem=1536M,max:1536M dom0_max_vcpus=2 spec-ctrl=eager-fpu "
+       "loglvl=info guest_loglvl=info")
+BOOT_SECONDS = 300
 
 
 class LabError(Exception):
@@ -28,11 +31,10 @@ class LabError(Exception):
 
 def qemu_command(lab, serial, dom0_words):
     """serial: QEMU's arguments for the console and the channel."""
-    xen = "console=com1 com1=115200 dom0_mem=1536M,max:1536M dom0_max_vcpus=2 loglvl=info guest_loglvl=info"
     dom0 = f"{lab}/base/vmlinux console=hvc0 loglevel=4 {dom0_words}"
     drives = [("base/root.ext4", "on"), ("layer.ext4", "on"), ("scratch.img", "on")]
     command = ["qemu-system-x86_64", "-machine", "q35,accel=tcg", "-cpu", CPU, "-smp", "2", "-m", "4096",
-               "-no-reboot", "-nic", "none", "-vga", "none", "-kernel", f"{lab}/base/xen", "-append", xen,
+               "-no-reboot", "-nic", "none", "-vga", "none", "-kernel", f"{lab}/base/xen", "-append", XEN,
                "-initrd", f"{dom0},{lab}/dom0.img"]
     for path, snapshot in drives:
         command += ["-drive", f"file={lab}/{path},format=raw,if=virtio,cache=unsafe,discard=unmap,snapshot={snapshot}"]

@@ -38,7 +38,8 @@ until_true() { # until_true SECONDS COMMAND…: polls, for there is no event to 
 
 start_vbdkitd() { # where vbdkit is installed
   command -v vbdkitd >/dev/null || return 0
-  setsid vbdkitd >>"$vbdkitd_log" 2>&1 </dev/null &
+  install -d -m 700 /run/vbdkit /run/vbdkit/instances
+  setsid vbdkitd --log-level info >>"$vbdkitd_log" 2>&1 </dev/null &
   echo $! >$state/vbdkitd.pid
 }
 stop_vbdkitd() {
@@ -71,7 +72,8 @@ image() { # image NAME SIZE: a fresh sparse raw file; prints its path
 }
 
 fill() { # fill PATH MEBIBYTES: a pattern in which every sector differs; the same bytes every time
-  seq -f '%.0f the quick brown fox' 1 4000000 | dd of="$1" bs=1M count="$2" iflag=fullblock conv=notrunc status=none
+  { seq -f '%.0f is the number of this line' 1 4000000 || :; } | # dd ends it by closing the pipe
+    dd of="$1" bs=1M count="$2" iflag=fullblock conv=notrunc status=none
 }
 
 disk() { # disk VDEV PATH [rw|r|w!]: the disk spec of a raw file or block device
@@ -148,7 +150,7 @@ END
 }
 
 guest_ready() { # waits until the guest says that it listens
-  until_true 60 console_has "$1" '^@ready' ||
+  until_true 180 console_has "$1" '^@ready' ||
     fail "guest $1 did not come up: $(console_tail "$1" | tail -n 5)"
   echo 0 >"$state/$1.seq"
 }
@@ -165,9 +167,8 @@ guest_ended() { # guest_ended NAME SEQ: the script has ended, or the guest has
   console_has "$1" "^>>$2 " || ! xenstore-exists "$(cat "$state/$1.path")"
 }
 
-# guest NAME SCRIPT [SECONDS]: runs a shell script in the guest, prints what it printed, returns its exit status.
-guest() {
-  local name=$1 seconds=${3:-60} seq tty encoded status
+guest_send() { # guest_send NAME SCRIPT: has the guest run a shell script, without waiting for it
+  local name=$1 seq tty encoded
   seq=$(($(cat "$state/$name.seq") + 1))
   echo "$seq" >"$state/$name.seq"
   encoded=$(base64 -w0 <<<"$2")
@@ -175,6 +176,13 @@ guest() {
   echo "/local/domain/$(domid "$name")" >"$state/$name.path"
   tty=$(xenstore-read "$(cat "$state/$name.path")/console/tty") || fail "guest $name has no console"
   echo "$seq $encoded" >"$tty"
+}
+
+# guest NAME SCRIPT [SECONDS]: runs a shell script in the guest, prints what it printed, returns its exit status.
+guest() {
+  local name=$1 seconds=${3:-120} seq status
+  guest_send "$name" "$2"
+  seq=$(cat "$state/$name.seq")
   until_true "$seconds" guest_ended "$name" "$seq" || fail "guest $name: no answer in $seconds s to: $2"
   console_tail "$name" | sed -n "/^<<$seq\$/,/^>>$seq /p" | sed '1d;$d'
   status=$(console_tail "$name" | sed -n "s/^>>$seq //p")
