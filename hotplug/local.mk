@@ -16,7 +16,9 @@ libhotplug_la_SOURCES = \
   hotplug/params.cc \
   hotplug/params.h \
   hotplug/sharing.cc \
-  hotplug/sharing.h
+  hotplug/sharing.h \
+  hotplug/xentop_view.cc \
+  hotplug/xentop_view.h
 libhotplug_la_LIBADD = libblkif.la libcontrol.la libdrivers.la libruntimedir.la libxenhandles.la \
   libio.la libbase.la
 

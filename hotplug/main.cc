@@ -3,8 +3,8 @@
 // vbdkitd: the daemon, and with --client the questions that the hotplug script asks it.
 #include <fcntl.h>
 #include <getopt.h>
-#include <sys/stat.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
@@ -19,6 +19,7 @@
 #include "config.h"
 #include "hotplug/daemon.h"
 #include "hotplug/daemon_control.h"
+#include "hotplug/xentop_view.h"
 
 namespace vbdkit::hotplug {
 
@@ -34,6 +35,8 @@ constexpr const char* kUsage =
     "  --backend PROGRAM    vbdkit-backend to start\n"
     "  --backend-arg ARG    give it this argument too (may be repeated)\n"
     "  --sysfs DIR          where sysfs is (default: /sys)\n"
+    "  --xen-run-dir DIR    where Xen's tools keep their sockets (default: /run/xen)\n"
+    "  --xentop-dir DIR     where instances put xentop's files (default: /dev/shm)\n"
     "  --log-level NAME     error, warning, notice, info or debug\n"
     "  --client COMMAND     ask the running daemon; DEVICE as in xenstore: vbd/1/51712\n"
     "  --timeout MS         how long --client waits (default: 30000)\n"
@@ -41,6 +44,7 @@ constexpr const char* kUsage =
 
 struct Arguments {
   DaemonOptions daemon;
+  XentopView::Options xentop;
   LogLevel log_level = LogLevel::kNotice;
   std::string client;  // a command, or empty: be the daemon
   std::string device;
@@ -54,6 +58,8 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
     kBackend,
     kBackendArg,
     kSysfs,
+    kXenRunDir,
+    kXentopDir,
     kLogLevel,
     kClient,
     kTimeout,
@@ -64,6 +70,8 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
                                     {"backend", 1, nullptr, kBackend},
                                     {"backend-arg", 1, nullptr, kBackendArg},
                                     {"sysfs", 1, nullptr, kSysfs},
+                                    {"xen-run-dir", 1, nullptr, kXenRunDir},
+                                    {"xentop-dir", 1, nullptr, kXentopDir},
                                     {"log-level", 1, nullptr, kLogLevel},
                                     {"client", 1, nullptr, kClient},
                                     {"timeout", 1, nullptr, kTimeout},
@@ -85,6 +93,14 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
         break;
       case kSysfs:
         a.daemon.sysfs = optarg;
+        break;
+      case kXenRunDir:
+        a.xentop.xen_run_dir = optarg;
+        break;
+      case kXentopDir:
+        a.xentop.stats_dir = optarg;
+        a.daemon.backend_arguments.insert(a.daemon.backend_arguments.end(),
+                                          {"--xentop-dir", optarg});
         break;
       case kLogLevel: {
         VBDKIT_ASSIGN(a.log_level, parse_log_level(optarg));
@@ -193,6 +209,10 @@ Result<void> serve(const Arguments& arguments, const Logger& log) {
   VBDKIT_ASSIGN(const auto daemon, Daemon::create(*reactor, log, arguments.daemon));
   VBDKIT_ASSIGN(const auto control,
                 DaemonControl::create(*reactor, log, *daemon, socket_path(arguments)));
+  XentopView xentop(*reactor, log, daemon->store(), daemon->backend_root(), arguments.xentop);
+  const auto show = [&] { xentop.update(daemon->devices()); };
+  daemon->on_change(show);
+  show();
   const auto watch = reactor->watch(signals.get(), [&] {
     signalfd_siginfo info;
     if (::read(signals.get(), &info, sizeof info) < 0) return;
@@ -205,6 +225,7 @@ Result<void> serve(const Arguments& arguments, const Logger& log) {
   ::sd_notify(0, "READY=1");
   log.info("watching %s", daemon->backend_root().c_str());
   auto ran = reactor->run();
+  daemon->on_change({});
   // The instances stay: the next daemon finds them, and guests notice nothing.
   ::sd_notify(0, "STOPPING=1");
   return ran;

@@ -42,6 +42,52 @@ TEST_F(HotplugAttach, DiskIsServedAndNothingIsLeftAfterwards) {
   EXPECT_TRUE(std::filesystem::is_empty(world_dir() + "/shm"));
 }
 
+TEST_F(HotplugAttach, XentopOfOldIsAnsweredInQemusPlace) {
+  Guest& guest = *must(world().create_guest());
+  const Disk disk = add(guest, {.target = "raw:" + image("a.img")});
+  auto front = must(Frontend::create(guest, disk.devid));
+  must(front->connect(soon()));
+  std::vector<std::byte> data(8 * 512);
+  for (int i = 0; i < 3; ++i) must(front->read(0, data, soon()));
+  for (int i = 0; i < 2; ++i) must(front->write(8, data, soon()));
+
+  // As libxenstat goes about it.
+  const std::string domid = std::to_string(guest.domid());
+  const std::string qdisk = "/local/domain/0/backend/qdisk/" + domid;
+  EXPECT_TRUE(world().store().read(qdisk));
+  const std::string params = must(world().store().read(qdisk + "/51712/params"));
+  auto qmp = must(control::QmpClient::connect(world_dir() + "/qmp-libxenstat-" + domid));
+  const auto block = must(qmp.execute("query-block"));
+  ASSERT_EQ(block.size(), 1u);
+  EXPECT_EQ(block.at(0).member("inserted").member("file").string(),
+            params.substr(params.find('/')));
+  control::Json stats;
+  wait_until("xentop's numbers are up to date", [&] {  // they are published now and then
+    const auto all = must(qmp.execute("query-blockstats"));
+    stats = all.at(0).member("stats");
+    return all.size() == 1 && stats.member("rd_operations").number() == 3u &&
+           stats.member("wr_operations").number() == 2u;
+  });
+  EXPECT_EQ(stats.member("rd_bytes").number(), 3 * data.size());
+  EXPECT_EQ(stats.member("wr_bytes").number(), 2 * data.size());
+
+  must(world().toolstack().request_detach(disk, false));
+  must(front->close(soon()));
+  remove(disk);
+  EXPECT_FALSE(world().store().read(qdisk));
+  EXPECT_FALSE(control::QmpClient::connect(world_dir() + "/qmp-libxenstat-" + domid));
+}
+
+TEST_F(HotplugAttach, HvmGuestsPlaceIsLeftToItsQemu) {
+  Guest& guest = *must(world().create_guest());
+  const std::string domid = std::to_string(guest.domid());
+  must(world().store().write("/libxl/" + domid + "/type", "hvm"));
+  const Disk disk = add(guest, {.target = "raw:" + image("a.img")});
+  EXPECT_FALSE(world().store().read("/local/domain/0/backend/qdisk/" + domid));
+  EXPECT_FALSE(std::filesystem::exists(world_dir() + "/qmp-libxenstat-" + domid));
+  remove(disk);
+}
+
 TEST_F(HotplugAttach, PrintsHowLongItTakesToConnect) {
   Guest& guest = *must(world().create_guest());
   std::vector<double> milliseconds;
