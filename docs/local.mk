@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 dist_man_MANS += \
+  docs/man/block-vbdkit.8 \
+  docs/man/vbdkit-backend.8 \
   docs/man/vbdkit-serve.1 \
   docs/man/vbdkit-spec.7 \
-  docs/man/vbdkit.1
+  docs/man/vbdkit.1 \
+  docs/man/vbdkitd.8
