@@ -4,8 +4,10 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -77,6 +79,10 @@ void probe_regular_file(FileFacts& facts, int fd, const struct statx& st) {
                 static_cast<off_t>(facts.physical_block)) == 0)
     facts.discard_granularity = facts.physical_block;
   facts.rotational = queue_attribute(st.stx_dev_major, st.stx_dev_minor, "rotational", 0) != 0;
+  struct statfs fs {};
+  if (fstatfs(fd, &fs) != 0) return;
+  facts.transfers_copy = fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC;
+  facts.cached_writes_copy = fs.f_type == EXT4_SUPER_MAGIC;
 }
 
 }  // namespace

@@ -22,6 +22,10 @@ struct FileFacts {
   uint32_t physical_block = 512;
   uint32_t discard_granularity = 0;  // 0: no discard
   bool rotational = false;
+  // Where the kernel only copies memory, but io_uring would use a worker thread: all transfers of
+  // a file system in memory, and writes through the page cache of ext4 and its forebears.
+  bool transfers_copy = false;
+  bool cached_writes_copy = false;
 };
 
 // Refuses what is neither a regular file nor a block device. `what` opens error messages.

@@ -213,7 +213,9 @@ void RawNode::submit_transfer(Request& request) {
   const bool write = request.op == Op::kWrite;
   op.kind = write ? io::FileOp::Kind::kWrite : io::FileOp::Kind::kRead;
   op.fd = file_of(request).fd.get();
-  op.rw_flags = write && (request.flags & kFua) ? RWF_DSYNC : 0;
+  const bool durable = write && (request.flags & kFua);
+  op.rw_flags = durable ? RWF_DSYNC : 0;
+  op.copies_only = file_of(request).only_copies(write, durable);
   op.iov = request.iov;
   op.iov_count = request.iov_count;
   op.offset = request.offset;

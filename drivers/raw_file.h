@@ -32,6 +32,10 @@ struct RawFile {
                                                uint32_t align);
 
   bool direct() const { return block_mask != 0; }
+  // io::FileOp::copies_only. A durable write waits for the disk.
+  bool only_copies(bool write, bool durable) const {
+    return !durable && (facts.transfers_copy || (write && !direct() && facts.cached_writes_copy));
+  }
   void leave_direct();
   bool same_as(const RawFile& other) const;  // the same file, under whatever name
 

@@ -34,6 +34,10 @@ struct FileOp {
   enum class Kind : uint8_t { kRead, kWrite, kDataSync, kFallocate };
 
   Kind kind = Kind::kRead;
+  // A hint for kRead and kWrite: the kernel will only copy memory for this one, yet io_uring would
+  // give it to a worker thread, as the file system takes no IOCB_NOWAIT. The loop then does it
+  // itself, with all others of its turn in one system call.
+  bool copies_only = false;
   int fd = -1;
   int rw_flags = 0;            // kRead, kWrite: RWF_* of preadv2(2)
   int fallocate_mode = 0;      // kFallocate: fallocate(2) flags

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "io/file_engine.h"
 #include "io/reactor_common.h"
 
 namespace vbdkit::io {
@@ -27,6 +28,7 @@ uint64_t tagged(const void* p, Tag tag) {
 // The kernel may complete more than one queue's worth between two turns (sockets, watches).
 constexpr unsigned kCompletionsPerSubmission = 4;
 constexpr unsigned kReapBatch = 64;
+constexpr unsigned kCopiesAtOnce = 128;
 
 class UringReactor final : public ReactorCommon {
  public:
@@ -66,11 +68,17 @@ class UringReactor final : public ReactorCommon {
   void complete_watch(WatchSlot& slot);
   void complete(const io_uring_cqe& cqe);
   unsigned reap();
+  bool submit_copy(FileOp& op);
+  void run_copies();
   int submit_and_wait();
 
   io_uring ring_;
   bool disabled_;  // set up with IORING_SETUP_R_DISABLED and not enabled yet
   WatchSlot* slots_ = nullptr;
+  // For operations that only copy: libaio does those inside of io_submit(2), many with one call.
+  // Made for the first of them; `copies_refused_` where the system has no context left.
+  std::unique_ptr<FileEngine> copies_;
+  bool copies_refused_ = false;
 };
 
 class UringReactor::WatchHandle final : public FdWatch {
@@ -105,7 +113,30 @@ void UringReactor::enable() {
     syscall(__NR_io_uring_register, ring_.ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
 }
 
+// False where there is no libaio to be had.
+bool UringReactor::submit_copy(FileOp& op) {
+  if (!copies_ && !copies_refused_) {
+    auto engine = create_aio_engine(kCopiesAtOnce, counters_);
+    copies_refused_ = !engine;
+    if (engine) copies_ = std::move(engine).value();
+  }
+  if (copies_) copies_->submit(op);
+  return copies_ != nullptr;
+}
+
+// What is completed here may submit more, which waits for the next turn.
+void UringReactor::run_copies() {
+  if (!copies_ || !copies_->can_flush()) return;
+  copies_->flush();
+  copies_->reap();
+}
+
 void UringReactor::submit(FileOp& op) {
+  const bool transfer = op.kind == FileOp::Kind::kRead || op.kind == FileOp::Kind::kWrite;
+  if (op.copies_only && transfer && submit_copy(op)) {
+    ++counters_.file_ops;
+    return;
+  }
   io_uring_sqe* sqe = get_sqe();
   switch (op.kind) {
     case FileOp::Kind::kRead:
@@ -244,7 +275,8 @@ unsigned UringReactor::reap() {
 
 int UringReactor::submit_and_wait() {
   ++counters_.kernel_entries;
-  if (has_deferred()) return io_uring_submit_and_get_events(&ring_);
+  if (has_deferred() || (copies_ && copies_->can_flush()))
+    return io_uring_submit_and_get_events(&ring_);
   io_uring_cqe* cqe = nullptr;
   const auto deadline = next_deadline();
   if (!deadline) return io_uring_submit_and_wait(&ring_, 1);
@@ -264,6 +296,7 @@ Result<void> UringReactor::run() {
   while (!stopping()) {
     ++counters_.turns;
     run_turn_end();
+    run_copies();
     const int r = submit_and_wait();
     if (r < 0 && r != -ETIME && r != -EINTR && r != -EAGAIN && r != -EBUSY)
       return Error::from_errno(-r, "io_uring_enter");
