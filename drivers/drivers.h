@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// The drivers' entries, one function each, defined in the driver's own .cc. Only registry.cc and
-// spec.cc include this; everybody else goes through driver_table().
+// The drivers' entries, one function each, defined in the driver's own .cc and listed by
+// registry.cc. Everybody else goes through driver_table().
 #pragma once
 
 #include "drivers/registry.h"
