@@ -53,7 +53,7 @@ std::optional<Result<KernelClaim::Outcome>> KernelClaim::look() {
   }
   const std::string driver = bus_ + "/drivers/vbd";
   if (!fs::exists(driver, ignored)) return Outcome::kFree;
-  if (!fs::exists(device + "/driver", ignored)) {
+  if (!fs::is_symlink(device + "/driver", ignored)) {
     if (!late) return std::nullopt;
     log_.warning("%s: xen-blkback is loaded but has not taken the device",
                  device_.to_string().c_str());

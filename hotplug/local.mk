@@ -54,6 +54,16 @@ CLEANFILES += hotplug/block-vbdkit hotplug/vbdkitd.service hotplug/vbdkit.conf
 
 # ---- tests ----
 if HAVE_GTEST
+check_PROGRAMS += hotplug/hotplug_test
+TESTS += hotplug/hotplug_test
+hotplug_hotplug_test_SOURCES = \
+  backend/runtime_dir_test.cc \
+  hotplug/kernel_claim_test.cc \
+  hotplug/params_test.cc \
+  hotplug/sharing_test.cc
+hotplug_hotplug_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+hotplug_hotplug_test_LDADD = libhotplug.la $(GTEST_LIBS)
+
 hotplug_simtests = \
   tests/sim/hotplug_attach_test \
   tests/sim/hotplug_failure_test \
