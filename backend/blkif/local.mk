@@ -61,5 +61,5 @@ tests_sim_blkif_protocol_test_SOURCES = \
   tests/sim/blkif_protocol_test.cc \
   tests/sim/blkif_test_base.h
 tests_sim_blkif_protocol_test_CPPFLAGS = $(blkif_simtest_cppflags)
-tests_sim_blkif_protocol_test_LDADD = $(blkif_simtest_ldadd)
+tests_sim_blkif_protocol_test_LDADD = libcontrol.la $(blkif_simtest_ldadd)
 endif
