@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 # fio with verify on /dev/xvda, with and without indirect segments and persistent grants. The guest verifies what it
 # wrote, then dom0 verifies the file by itself.
-# limit: 300 s
+# limit: 900 s
 shared_guest
 job() { echo "fio --name=v --filename=$1 --rw=randwrite --bsrange=4k-256k --size=8M --direct=1 --ioengine=libaio \
 --iodepth=8 --verify=crc32c --verify_fatal=1 --minimal ${*:2}"; }
