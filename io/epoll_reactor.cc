@@ -101,6 +101,7 @@ class EpollReactor final : public ReactorCommon {
   void arm_touched();
   void attempt_submitted();
   void attempt_queue(SocketOpQueue& queue);
+  void end_accepts(SocketOpQueue& queue);
   void dispatch(const epoll_event& event);
   void call_watches(Slot& slot);
   int timeout() const;
@@ -237,6 +238,14 @@ void EpollReactor::attempt_queue(SocketOpQueue& queue) {
   }
 }
 
+// On a unix socket that was shut down accept(2) goes on saying EAGAIN where it does not block.
+void EpollReactor::end_accepts(SocketOpQueue& queue) {
+  while (!queue.empty() && queue.front()->kind == SocketOp::Kind::kAccept) {
+    SocketOp& op = queue.pop();
+    op.done(op, -EINVAL);
+  }
+}
+
 void EpollReactor::call_watches(Slot& slot) {
   slot.calling = true;
   // A callback may end any watch and start new ones; new ones wait for the next event.
@@ -257,6 +266,7 @@ void EpollReactor::dispatch(const epoll_event& event) {
   if (slot.armed & EPOLLONESHOT) slot.armed = 0;
   if (event.events & (kRead | kBroken)) {
     attempt_queue(slot.receives);
+    if (event.events & EPOLLHUP) end_accepts(slot.receives);
     call_watches(slot);
   }
   if (event.events & (kWrite | kBroken)) attempt_queue(slot.sends);

@@ -410,6 +410,22 @@ TEST_P(ReactorTest, AcceptsOneConnectionAfterAnother) {
   EXPECT_EQ(3, accepted);
 }
 
+TEST_P(ReactorTest, ShutdownEndsAPendingAccept) {
+  Fd listener(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  ASSERT_EQ(0, bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof(sa_family_t)));
+  ASSERT_EQ(0, listen(listener.get(), 8));
+  TestSocketOp accept(listener.get(), SocketOp::Kind::kAccept, [&](int64_t result) {
+    EXPECT_EQ(-EINVAL, result);
+    reactor_->stop();
+  });
+  reactor_->submit(accept);
+  auto timer = reactor_->timer([&] { shutdown(listener.get(), SHUT_RDWR); });
+  timer->arm(Timer::Clock::now() + milliseconds(5));
+  run();
+}
+
 // A closed descriptor's number comes back at once; what was known of it must not stick.
 TEST_P(ReactorTest, ADescriptorNumberMayBeUsedAgain) {
   std::array<char, 16> memory{};
