@@ -123,7 +123,8 @@ class RawClient {
   bool closed();
 
   // Through the handshake with simple replies.
-  void enter();
+  void enter() { EXPECT_TRUE(try_enter()); }
+  bool try_enter();
   void request(Command command, uint64_t offset, uint32_t length, uint64_t cookie = 1,
                uint16_t flags = 0);
   // The error of the next simple reply, -1 where there is none.
