@@ -2,14 +2,19 @@
 noinst_LTLIBRARIES += libscheduler.la
 libscheduler_la_SOURCES = \
   backend/overlap_filter.h \
+  backend/remote_sink.cc \
+  backend/remote_sink.h \
   backend/request_sink.h \
   backend/scheduler.cc \
   backend/scheduler.h
 libscheduler_la_LIBADD = libio.la
 
 if HAVE_GTEST
-check_PROGRAMS += backend/scheduler_test
-TESTS += backend/scheduler_test
+check_PROGRAMS += backend/remote_sink_test backend/scheduler_test
+TESTS += backend/remote_sink_test backend/scheduler_test
+backend_remote_sink_test_SOURCES = backend/remote_sink_test.cc
+backend_remote_sink_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+backend_remote_sink_test_LDADD = libscheduler.la $(GTEST_LIBS)
 backend_scheduler_test_SOURCES = backend/scheduler_test.cc
 backend_scheduler_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 backend_scheduler_test_LDADD = libscheduler.la $(GTEST_LIBS)
