@@ -6,9 +6,11 @@ As a program: `vm.py LAB shell` boots and leaves the terminal in a dom0 shell.
 """
 
 import base64
+import ctypes
 import os
 import pathlib
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -32,13 +34,19 @@ class LabError(Exception):
 def qemu_command(lab, serial, dom0_words):
     """serial: QEMU's arguments for the console and the channel."""
     dom0 = f"{lab}/base/vmlinux console=hvc0 loglevel=4 {dom0_words}"
-    drives = [("base/root.ext4", "on"), ("layer.ext4", "on"), ("scratch.img", "on")]
+    drives = ["base/root.ext4", "layer.ext4", "scratch.img"]
     command = ["qemu-system-x86_64", "-machine", "q35,accel=tcg", "-cpu", CPU, "-smp", "2", "-m", "4096",
                "-no-reboot", "-nic", "none", "-vga", "none", "-kernel", f"{lab}/base/xen", "-append", XEN,
                "-initrd", f"{dom0},{lab}/dom0.img"]
-    for path, snapshot in drives:
-        command += ["-drive", f"file={lab}/{path},format=raw,if=virtio,cache=unsafe,discard=unmap,snapshot={snapshot}"]
+    for path in drives:
+        command += ["-drive", f"file={lab}/{path},format=raw,if=virtio,cache=unsafe,discard=unmap,snapshot=on"]
     return command + serial
+
+
+def end_with_parent():
+    """For a child between fork and exec: however the runner ends, QEMU does too."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 class Machine:
@@ -57,7 +65,7 @@ class Machine:
                 "-display", "none", "-monitor", "none", "-serial", f"file:{console_log}",
                 "-device", "virtio-serial-pci", "-chardev", f"socket,id=lab,path={path}",
                 "-device", "virtserialport,chardev=lab,name=lab"], ""),
-            stdin=subprocess.DEVNULL)
+            stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
         self._buffer = b""
         self._seq = 0
         try:

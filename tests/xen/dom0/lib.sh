@@ -25,12 +25,14 @@ expect() { # expect WHAT ACTUAL EXPECTED
 }
 only() { [ "$backend" = "$1" ] || skip "only with $1"; }
 
+exec {nothing}<> <(:) # never has anything to read: waits without starting a process, which costs much in emulation
+pause() { read -rt 0.2 -u "$nothing" || :; }
 until_true() { # until_true SECONDS COMMAND…: polls, for there is no event to wait for
   local end=$((SECONDS + $1))
   shift
   until "$@"; do
     [ "$SECONDS" -lt "$end" ] || return 1
-    sleep 0.1
+    pause
   done
 }
 
@@ -110,14 +112,19 @@ front_path() { echo "/local/domain/$(domid "$1")/device/vbd/$(vdev_id "$2")"; }
 # --- guests ----------------------------------------------------------------------------------------------------------
 
 domid() { xl domid "$1" 2>/dev/null; }
-console_of() { echo "$console/guest-$1.log"; }
-console_tail() { # what a guest printed since it was last created or rebooted
-  tail -c "+$(($(cat "$state/$1.offset") + 1))" "$(console_of "$1")" 2>/dev/null | tr -d '\r'
+console_text() { # console_text NAME: sets $text to what the guest printed since it was last created or rebooted
+  text=$(<"$console/guest-$1.log") 2>/dev/null || text=
+  text=${text:$(<"$state/$1.offset")}
+  text=${text//$'\r'/}
 }
-console_has() { # console_has NAME REGEX. Reads to the end: a pipe closed early would be a failure under pipefail
-  console_tail "$1" | awk -v regex="$2" '$0 ~ regex {found = 1} END {exit !found}'
+console_has() {
+  local text
+  console_text "$1"
+  [[ $text == *"$2"* ]]
 }
-mark_console() { stat -c %s "$(console_of "$1")" >"$state/$1.offset" 2>/dev/null || echo 0 >"$state/$1.offset"; }
+mark_console() {
+  stat -c %s "$console/guest-$1.log" >"$state/$1.offset" 2>/dev/null || echo 0 >"$state/$1.offset"
+}
 
 # guest_create NAME [--fio|--32-bit] [--memory MIB] [--vcpus N] [--type pv|pvh] [--append WORDS] [DISK…]
 # `xl create` and wait until the guest listens. What xl printed is in $state/NAME.xl; returns xl's status if it failed.
@@ -151,44 +158,49 @@ END
 }
 
 guest_ready() { # waits until the guest says that it listens
-  until_true 180 console_has "$1" '^@ready' ||
-    fail "guest $1 did not come up: $(console_tail "$1" | tail -n 5)"
+  local text
+  until_true 240 console_has "$1" '@ready ' || {
+    console_text "$1"
+    fail "guest $1 did not come up: ${text: -500}"
+  }
+  echo "/local/domain/$(domid "$1")" >"$state/$1.path"
   echo 0 >"$state/$1.seq"
 }
 
 guest_alive() { xl list "$1" >/dev/null 2>&1; }
-
 shut_down() { # shut_down NAME: asks the guest to power off, and waits until the domain is gone
   xl shutdown -w "$1" >"$state/$1.xl" 2>&1 || fail "xl shutdown: $(cat "$state/$1.xl")"
-  until_true 30 gone "$1" || fail "$1 is still there after its shutdown"
+  until_true 60 gone "$1" || fail "$1 is still there after its shutdown"
 }
 gone() { ! guest_alive "$1"; }
 
-guest_ended() { # guest_ended NAME SEQ: the script has ended, or the guest has
-  console_has "$1" "^>>$2 " || ! xenstore-exists "$(cat "$state/$1.path")"
-}
-
 guest_send() { # guest_send NAME SCRIPT: has the guest run a shell script, without waiting for it
   local name=$1 seq tty encoded
-  seq=$(($(cat "$state/$name.seq") + 1))
+  seq=$(($(<"$state/$name.seq") + 1))
   echo "$seq" >"$state/$name.seq"
   encoded=$(base64 -w0 <<<"$2")
   [ ${#encoded} -lt 4000 ] || fail "guest script too long for a console line: ${#encoded}"
-  echo "/local/domain/$(domid "$name")" >"$state/$name.path"
-  tty=$(xenstore-read "$(cat "$state/$name.path")/console/tty") || fail "guest $name has no console"
+  tty=$(xenstore-read "$(<"$state/$name.path")/console/tty") || fail "guest $name has no console"
   echo "$seq $encoded" >"$tty"
 }
 
 # guest NAME SCRIPT [SECONDS]: runs a shell script in the guest, prints what it printed, returns its exit status.
 guest() {
-  local name=$1 seconds=${3:-120} seq status
+  local name=$1 end=$((SECONDS + ${3:-180})) seq text out rounds=0
   guest_send "$name" "$2"
-  seq=$(cat "$state/$name.seq")
-  until_true "$seconds" guest_ended "$name" "$seq" || fail "guest $name: no answer in $seconds s to: $2"
-  console_tail "$name" | sed -n "/^<<$seq\$/,/^>>$seq /p" | sed '1d;$d'
-  status=$(console_tail "$name" | sed -n "s/^>>$seq //p")
-  [ -n "$status" ] || fail "guest $name is gone while it ran: $2"
-  return "$status"
+  seq=$(<"$state/$name.seq")
+  until console_text "$name" && [[ $text == *">>$seq "[0-9]*";"* ]]; do
+    [ "$SECONDS" -lt "$end" ] || fail "guest $name: no answer in ${3:-180} s to: $2"
+    if ((++rounds % 25 == 0)) && ! xenstore-exists "$(<"$state/$name.path")"; then
+      fail "guest $name is gone while it ran: $2"
+    fi
+    pause
+  done
+  out=${text#*"<<$seq"$'\n'}
+  out=${out%">>$seq "*}
+  [ -z "$out" ] || echo "${out%$'\n'}"
+  text=${text##*">>$seq "}
+  return "${text%%;*}"
 }
 
 guest_must() { guest "$@" || fail "guest $1: status $? from: $2"; }
