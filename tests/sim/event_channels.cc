@@ -75,7 +75,8 @@ int EventChannels::notify(EvtPort port) {
 }
 
 int EventChannels::unmask(EvtPort port) {
-  if (!owns(port)) return ENOTCONN;
+  // The kernel ignores ports that are not (or no longer) bound here, too.
+  if (!owns(port)) return 0;
   connection_->counters().unmasks.fetch_add(1, std::memory_order_relaxed);
   const uint32_t latch = connection_->hub().ports[port].latch.exchange(0);
   if ((latch & kPortPending) != 0) connection_->raise(port);

@@ -71,7 +71,7 @@ Result<void*> GrantMapper::map(std::span<const Grant> grants, int prot, UnmapNot
   }
   uint32_t cookie = kNone;
   if (error == 0 && (notify.offset < size || notify.port != kNone)) {
-    const uint32_t page = notify.offset < size ? notify.offset / kPageSize : 0;
+    const size_t page = notify.offset < size ? notify.offset / kPageSize : 0;
     auto reply = connection_->call(
         Op::kUnmapNotify,
         {pinned[page].domain->uid(), pinned[page].frame,

@@ -68,7 +68,9 @@ check_PROGRAMS += tests/sim/simxen-broker
 tests_sim_simxen_broker_SOURCES = $(simxen_core) \
   tests/sim/broker.cc \
   tests/sim/broker.h \
-  tests/sim/broker_main.cc
+  tests/sim/broker_domains.cc \
+  tests/sim/broker_main.cc \
+  tests/sim/broker_ports.cc
 tests_sim_simxen_broker_CPPFLAGS = $(AM_CPPFLAGS)
 tests_sim_simxen_broker_LDADD = libbase.la
 

@@ -262,6 +262,13 @@ TEST_F(Ports, OnlyTheRightDomainBindsOnce) {
   EXPECT_EQ(errno, ENOTCONN);
 }
 
+TEST_F(Ports, EventQueuedBeforeUnbindStillComesOut) {
+  EXPECT_EQ(xenevtchn_unbind(events_.get(), port()), 0);
+  EXPECT_EQ(xenevtchn_pending(events_.get()), port_) << "as from the kernel's ring";
+  EXPECT_EQ(xenevtchn_unmask(events_.get(), port()), 0) << "and is ignored here";
+  EXPECT_FALSE(readable(fd()));
+}
+
 TEST_F(Ports, UnbindLeavesThePeerReadyForAnother) {
   EXPECT_EQ(xenevtchn_unbind(events_.get(), port()), 0);
   EXPECT_EQ(xenevtchn_notify(events_.get(), port()), -1);
