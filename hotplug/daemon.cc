@@ -76,7 +76,10 @@ Daemon::Daemon(io::Reactor& reactor, const Logger& log, DaemonOptions options)
     : reactor_(reactor),
       log_(log),
       options_(std::move(options)),
-      instances_dir_(options_.runtime_dir + "/instances") {}
+      instances_dir_(options_.runtime_dir + "/instances") {
+  turn_.daemon = this;
+  turn_.run = [](io::Deferred& self) { static_cast<Turn&>(self).daemon->examine_changed(); };
+}
 
 Daemon::~Daemon() = default;
 
@@ -146,7 +149,13 @@ void Daemon::on_store_event(const std::string& root, const std::string& type,
   if (!name) return scan(type);
   // Of the many nodes of a device these tell its story.
   const std::string_view node = devid_end == below.npos ? "" : below.substr(devid_end + 1);
-  if (node.empty() || node == "state" || node == "online") examine(*name);
+  if (!node.empty() && node != "state" && node != "online") return;
+  dirty_.insert(*name);
+  reactor_.defer(turn_);
+}
+
+void Daemon::examine_changed() {
+  for (const DeviceName& name : std::exchange(dirty_, {})) examine(name);
 }
 
 void Daemon::rescan() {
@@ -174,9 +183,10 @@ void Daemon::scan(const std::string& type) {
 }
 
 void Daemon::examine(const DeviceName& name) {
-  const auto nodes = read_device(*store_, backend_path(name));
+  const std::string backend = backend_path(name);
+  const auto state = read_state(*store_, backend);
   const auto known = devices_.find(name);
-  if (!nodes) {
+  if (!state) {
     if (known != devices_.end()) gone(name);
     return;
   }
@@ -184,13 +194,14 @@ void Daemon::examine(const DeviceName& name) {
     Device& device = *known->second;
     const bool settled = device.phase == Phase::kReady || device.phase == Phase::kFailed ||
                          device.phase == Phase::kGone;
-    if (!settled || nodes->state != XenbusStateInitialising) return follow(device, *nodes);
+    if (!settled || state->state != XenbusStateInitialising) return follow(device, *state);
     gone(name);  // removed and made again before we looked
   }
-  if (is_our_script(nodes->script)) appeared(name, *nodes);
+  const DeviceNodes nodes = read_device(*store_, backend);
+  if (is_our_script(nodes.script)) appeared(name, nodes, *state);
 }
 
-void Daemon::appeared(const DeviceName& name, const DeviceNodes& nodes) {
+void Daemon::appeared(const DeviceName& name, const DeviceNodes& nodes, const DeviceState& state) {
   auto owned = std::make_unique<Device>();
   Device& device = *owned;
   devices_[name] = std::move(owned);
@@ -198,7 +209,7 @@ void Daemon::appeared(const DeviceName& name, const DeviceNodes& nodes) {
   device.backend = backend_path(name);
   changed();
 
-  if (!nodes.online && nodes.state == XenbusStateClosed) {
+  if (!state.online && state.state == XenbusStateClosed) {
     device.phase = Phase::kGone;
     return;
   }
@@ -211,16 +222,17 @@ void Daemon::appeared(const DeviceName& name, const DeviceNodes& nodes) {
   device.user = {.device = name.to_string(),
                  .writer = nodes.mode.starts_with('w'),
                  .shared = device.shared,
-                 .machine = machine_of(*store_, name.domid)};
+                 .machine = {}};
 
   for (const auto& instance : instances_) {
     if (instance->ended || !instance->served.contains(name)) continue;
+    device.user.machine = machine_of(*store_, name.domid);
     attach(device, *instance);  // it serves the device already; asking again does no harm
     return;
   }
-  if (nodes.state == XenbusStateConnected)
+  if (state.state == XenbusStateConnected)
     return fail(device, "the instance that served the device died while vbdkitd was not running");
-  if (nodes.state == XenbusStateClosing) return fail(device, "the device is being detached");
+  if (state.state == XenbusStateClosing) return fail(device, "the device is being detached");
 
   device.late = reactor_.timer([this, &device] { answer_late(device); });
   device.late->arm(io::Timer::Clock::now() + kAnswerWithin);
@@ -235,8 +247,8 @@ void Daemon::appeared(const DeviceName& name, const DeviceNodes& nodes) {
 void Daemon::claimed(Device& device, KernelClaim::Outcome outcome) {
   if (outcome == KernelClaim::Outcome::kUnbound) {
     // Kernels before 5.6 leave Closed behind; newer ones the state their driver had written.
-    const auto nodes = read_device(*store_, device.backend);
-    if (nodes && nodes->state > XenbusStateConnected) {
+    const auto state = read_state(*store_, device.backend);
+    if (state && state->state > XenbusStateConnected) {
       const auto reset =
           store_->write(device.backend + "/state", std::to_string(XenbusStateInitialising));
       if (!reset) return fail(device, reset.error().message());
@@ -255,6 +267,7 @@ void Daemon::place(Device& device) {
       device.phase = Phase::kWaiting;  // its end brings us back here
       return;
     }
+    device.user.machine = machine_of(*store_, device.name.domid);
     const OpenImage open{.spec = instance->process->spec(),
                          .read_only = instance->process->read_only()};
     if (const auto allowed = may_join(open, users_of(*instance), spec, device.user); !allowed)
@@ -276,6 +289,8 @@ void Daemon::place(Device& device) {
   instance->process = std::move(*process);
   instances_.push_back(std::move(instance));
   attach(device, *instances_.back());
+  // For those who join later; the instance starts meanwhile.
+  device.user.machine = machine_of(*store_, device.name.domid);
 }
 
 void Daemon::attach(Device& device, Instance& instance) {
@@ -322,7 +337,7 @@ void Daemon::fail(Device& device, const std::string& message) {
   }
   answer(device.waiters, Error(ErrorKind::kIo, message));
   changed();
-  if (const auto nodes = read_device(*store_, device.backend)) follow(device, *nodes);
+  if (const auto state = read_state(*store_, device.backend)) follow(device, *state);
 }
 
 // Opening the image takes long. libxl must not give up meanwhile; the script waits on.
@@ -333,15 +348,15 @@ void Daemon::answer_late(Device& device) {
 }
 
 // An existing device has changed.
-void Daemon::follow(Device& device, const DeviceNodes& nodes) {
-  const bool closed = nodes.state == XenbusStateClosed;
+void Daemon::follow(Device& device, const DeviceState& state) {
+  const bool closed = state.state == XenbusStateClosed;
   if (device.phase == Phase::kFailed && !closed &&
-      (nodes.state == XenbusStateClosing || !nodes.online)) {
+      (state.state == XenbusStateClosing || !state.online)) {
     if (auto answered = answer_closed(*store_, device.backend); !answered)
       log_.debug("%s", answered.error().message().c_str());
     return;
   }
-  if (closed && !nodes.online && device.phase != Phase::kGone) {
+  if (closed && !state.online && device.phase != Phase::kGone) {
     device.phase = Phase::kGone;
     leave_instance(device);
     changed();

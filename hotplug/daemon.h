@@ -88,6 +88,9 @@ class Daemon {
   static const char* to_string(Phase phase);
   struct Instance;
   struct Device;
+  struct Turn : io::Deferred {
+    Daemon* daemon = nullptr;
+  };
   // A caller of wait_…(), until answered. `timer` is what makes it an answer at the latest.
   struct Waiter {
     std::function<void(Result<Ready>)> done;
@@ -101,17 +104,18 @@ class Daemon {
   Result<void> watch(const std::string& type);
 
   void on_store_event(const std::string& root, const std::string& type, const std::string& changed);
+  void examine_changed();
   void scan(const std::string& type);
   void examine(const DeviceName& name);
 
-  void appeared(const DeviceName& name, const DeviceNodes& nodes);
+  void appeared(const DeviceName& name, const DeviceNodes& nodes, const DeviceState& state);
   void claimed(Device& device, KernelClaim::Outcome outcome);
   void place(Device& device);
   void attach(Device& device, Instance& instance);
   void ready(Device& device);
   void fail(Device& device, const std::string& message);
   void answer_late(Device& device);
-  void follow(Device& device, const DeviceNodes& nodes);
+  void follow(Device& device, const DeviceState& state);
   void gone(const DeviceName& name);
   void leave_instance(Device& device);
   void quit_if_unused(Instance& instance);
@@ -138,6 +142,9 @@ class Daemon {
   std::string backend_root_;  // "/local/domain/<us>/backend"
   std::unique_ptr<xen::XenStore> store_;
   std::vector<std::unique_ptr<xen::XenStore::Watch>> watches_;
+  // Nodes of one device change together: they are looked at once, at the end of the turn.
+  std::set<DeviceName> dirty_;
+  Turn turn_;
   std::map<DeviceName, std::unique_ptr<Device>> devices_;
   std::list<std::unique_ptr<Instance>> instances_;
   std::function<void()> changed_;

@@ -46,16 +46,17 @@ std::optional<DeviceName> DeviceName::parse(std::string_view text) {
   return DeviceName{std::string(text.substr(0, first)), *domid, std::string(devid)};
 }
 
-std::optional<DeviceNodes> read_device(const xen::StoreView& store, const std::string& backend) {
+std::optional<DeviceState> read_state(const xen::StoreView& store, const std::string& backend) {
   const auto state = store.find(backend + "/state");
   if (!state || !*state) return std::nullopt;
-  DeviceNodes nodes;
-  nodes.state = to_number<unsigned>(**state).value_or(0);
-  nodes.script = read_or_empty(store, backend + "/script");
-  nodes.params = read_or_empty(store, backend + "/params");
-  nodes.mode = read_or_empty(store, backend + "/mode");
-  nodes.online = read_or_empty(store, backend + "/online") == "1";
-  return nodes;
+  return DeviceState{.online = read_or_empty(store, backend + "/online") == "1",
+                     .state = to_number<unsigned>(**state).value_or(0)};
+}
+
+DeviceNodes read_device(const xen::StoreView& store, const std::string& backend) {
+  return {.script = read_or_empty(store, backend + "/script"),
+          .params = read_or_empty(store, backend + "/params"),
+          .mode = read_or_empty(store, backend + "/mode")};
 }
 
 std::string machine_of(const xen::StoreView& store, uint16_t domid) {

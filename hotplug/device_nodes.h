@@ -30,16 +30,22 @@ struct DeviceName {
   friend auto operator<=>(const DeviceName&, const DeviceName&) = default;
 };
 
-struct DeviceNodes {
-  std::string script;
-  std::string params;
-  std::string mode;  // "r", "w", "w!"
+// What changes while a device lives.
+struct DeviceState {
   bool online = false;
   unsigned state = 0;  // XenbusState
 };
 
-// Nothing where there is no such device (any more), or not enough of one.
-std::optional<DeviceNodes> read_device(const xen::StoreView& store, const std::string& backend);
+// What the toolstack said at its beginning.
+struct DeviceNodes {
+  std::string script;
+  std::string params;
+  std::string mode;  // "r", "w", "w!"
+};
+
+// Nothing where there is no such device (any more).
+std::optional<DeviceState> read_state(const xen::StoreView& store, const std::string& backend);
+DeviceNodes read_device(const xen::StoreView& store, const std::string& backend);
 
 // The uuid of the VM that a domain belongs to; a stub domain belongs to its guest's.
 std::string machine_of(const xen::StoreView& store, uint16_t domid);
