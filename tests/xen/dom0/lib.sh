@@ -224,6 +224,15 @@ detach() { # detach GUEST VDEV [-f]
   xl block-detach "$1" "$2" "${@:3}" || fail "xl block-detach $2: status $?"
 }
 
+# Sets $xentop_line to what xentop prints of the first guest disk xvda. libxenstat hardly waits for the answer of who has the
+# numbers, and in emulation it can come too late: so ask again. Where the kernel made a device of its own for the disk,
+# xentop also has a line without numbers.
+read_xentop() {
+  xentop -b -f -x -i 1 >"$state/xentop"
+  # shellcheck disable=SC2034 # for the caller
+  xentop_line=$(grep -E 'VBD .*51712 .*RD: +[0-9]' "$state/xentop")
+}
+
 # --- what must be true when nothing runs any more ---------------------------------------------------------------------
 
 guests() { xl list | awk 'NR > 1 && $1 != "Domain-0" {print $1}'; }
