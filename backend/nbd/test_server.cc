@@ -38,7 +38,7 @@ TestServer::TestServer(const std::string& spec, ServerOptions options) {
   start(*scheduler_, *status_, std::move(options));
 }
 
-TestServer::TestServer(HoldingSink& sink, ServerOptions options) {
+TestServer::TestServer(HoldingSink& sink, ServerOptions options) : holding_(&sink) {
   reactor_ = std::move(io::Reactor::create({}, log_)).value();
   start(sink, sink, std::move(options));
 }
@@ -61,7 +61,12 @@ std::future<void> TestServer::shutdown(std::chrono::milliseconds drain) {
 
 void TestServer::stop() {
   if (!thread_.joinable()) return;
-  if (server_) shutdown(std::chrono::milliseconds(0)).wait();
+  if (server_) {
+    auto down = shutdown(std::chrono::milliseconds(0));
+    // A test that failed half-way may have left requests with the sink.
+    while (down.wait_for(std::chrono::milliseconds(1)) != std::future_status::ready)
+      if (holding_ != nullptr) on_loop([this] { holding_->release(EIO); });
+  }
   reactor_->stop();
   thread_.join();
   server_.reset();

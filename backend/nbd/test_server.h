@@ -95,7 +95,7 @@ class TestServer {
   std::unique_ptr<SchedulerStatus> status_;
   std::unique_ptr<Server> server_;
   std::thread thread_;
-  std::future<void> down_;
+  HoldingSink* holding_ = nullptr;
 };
 
 // Waits for what another thread brings about; the deadline only ends a test that failed.
