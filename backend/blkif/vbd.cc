@@ -158,10 +158,15 @@ Result<void> VbdImpl::start() {
     }
   }
   // Each fires at once, so the first look at the frontend follows by itself.
-  const auto changed = [this](const std::string&) { evaluate(); };
-  VBDKIT_ASSIGN(state_watch_, store.watch(node("state"), changed));
-  VBDKIT_ASSIGN(online_watch_, store.watch(node("online"), changed));
-  VBDKIT_ASSIGN(frontend_watch_, store.watch(id_.frontend + "/state", changed));
+  const auto follow_node = [this](const std::string& path) {
+    return context_.store.watch(path, [this, path](const std::string& changed) {
+      // What a guest writes below its state is nothing to us.
+      if (changed.size() <= path.size()) evaluate();
+    });
+  };
+  VBDKIT_ASSIGN(state_watch_, follow_node(node("state")));
+  VBDKIT_ASSIGN(online_watch_, follow_node(node("online")));
+  VBDKIT_ASSIGN(frontend_watch_, follow_node(id_.frontend + "/state"));
   return {};
 }
 
