@@ -3,7 +3,6 @@
 EXTRA_DIST += \
   tests/xen/.shellcheckrc \
   tests/xen/README.md \
-  tests/xen/cases/abi-x86-32.sh \
   tests/xen/cases/attach-detach.sh \
   tests/xen/cases/blkback-loaded.sh \
   tests/xen/cases/boot-block-device.sh \

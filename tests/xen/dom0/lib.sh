@@ -126,15 +126,14 @@ mark_console() {
   stat -c %s "$console/guest-$1.log" >"$state/$1.offset" 2>/dev/null || echo 0 >"$state/$1.offset"
 }
 
-# guest_create NAME [--fio|--32-bit] [--memory MIB] [--vcpus N] [--type pv|pvh] [--append WORDS] [DISK…]
+# guest_create NAME [--fio] [--memory MIB] [--vcpus N] [--type pv|pvh] [--append WORDS] [DISK…]
 # `xl create` and wait until the guest listens. What xl printed is in $state/NAME.xl; returns xl's status if it failed.
 guest_create() {
-  local name=$1 memory=160 vcpus=1 type=pv kernel=vmlinux ramdisk=guest.img append='' disks=''
+  local name=$1 memory=160 vcpus=1 type=pv ramdisk=guest.img append='' disks=''
   shift
   while [ $# -gt 0 ]; do
     case $1 in
       --fio) ramdisk=guest-fio.img memory=400; shift ;;
-      --32-bit) kernel=vmlinux32 ramdisk=guest32.img type=pvh; shift ;;
       --memory) memory=$2; shift 2 ;;
       --vcpus) vcpus=$2; shift 2 ;;
       --type) type=$2; shift 2 ;;
@@ -145,7 +144,7 @@ guest_create() {
   cat >"$state/$name.cfg" <<END
 name = "$name"
 type = "$type"
-kernel = "/lab/$kernel"
+kernel = "/lab/vmlinux"
 ramdisk = "/lab/$ramdisk"
 memory = $memory
 vcpus = $vcpus
