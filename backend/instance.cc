@@ -64,6 +64,10 @@ Result<void> Instance::open_xen() {
   if (!grants_) {
     VBDKIT_ASSIGN(grants_, xen::GrantTable::open(log_));
   }
+  while (threads_.size() + 1 < options_.threads) {
+    VBDKIT_ASSIGN(auto thread, QueueThread::start(reactor_, *scheduler_, options_.engine, log_));
+    threads_.push_back(std::move(thread));
+  }
   return {};
 }
 
@@ -80,6 +84,7 @@ Result<void> Instance::attach(const std::string& backend) {
       .read_only = top_->info().read_only,
       .xentop_dir = options_.xentop_dir,
   };
+  for (const auto& thread : threads_) context.hosts.push_back(thread->host());
   blkif::VbdCallbacks callbacks{
       .on_state = [this,
                    backend](XenbusState state) { vbd_event("X_VBDKIT_VBD_STATE", backend, state); },

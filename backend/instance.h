@@ -22,6 +22,7 @@
 #include "backend/blkif/vbd.h"
 #include "backend/control/qmp_server.h"
 #include "backend/nbd/server.h"
+#include "backend/queue_thread.h"
 #include "backend/runtime_dir.h"
 #include "backend/scheduler.h"
 #include "backend/xen/event_channels.h"
@@ -44,6 +45,8 @@ struct InstanceOptions {
   bool nbd = true;
   bool managed = false;  // a daemon has started us and ends us
   blkif::GrantPolicy grants = blkif::GrantPolicy::kAuto;
+  unsigned threads = 1;  // that queues are spread over; the image is on the first
+  io::EngineKind engine = io::EngineKind::kAuto;  // of the further ones
 };
 
 class Instance {
@@ -114,6 +117,7 @@ class Instance {
   std::unique_ptr<xen::XenStore> store_;
   std::unique_ptr<xen::EventChannels> events_;
   std::unique_ptr<xen::GrantTable> grants_;
+  std::vector<std::unique_ptr<QueueThread>> threads_;
   std::map<std::string, VbdSlot> vbds_;  // by backend path
   blkif::Stats past_;                    // of VBDs that are gone
   control::CommandTable commands_;

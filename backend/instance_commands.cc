@@ -222,6 +222,7 @@ void Instance::query_instance(Reply reply) const {
     w.end_object();
   }
   w.end_array();
+  w.field("threads", uint64_t{1} + threads_.size());
   w.field("grants-mapped", grants_ ? grants_->mapped_pages() : 0);
   w.end_object();
   reply.value(w.take());

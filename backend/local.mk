@@ -37,7 +37,9 @@ vbdkit_backend_SOURCES = \
   backend/instance.cc \
   backend/instance.h \
   backend/instance_commands.cc \
-  backend/main.cc
+  backend/main.cc \
+  backend/queue_thread.cc \
+  backend/queue_thread.h
 vbdkit_backend_LDFLAGS = $(AM_LDFLAGS) $(BACKEND_LDFLAGS)
 vbdkit_backend_LDADD = libblkif.la libnbdserver.la libcontrol.la libdrivers.la libscheduler.la \
   libruntimedir.la libxenhandles.la libio.la libbase.la

@@ -37,6 +37,7 @@ constexpr const char* kUsage =
     "  --share             let other instances that share open the image too\n"
     "  --engine NAME       auto, io_uring, libaio or sync\n"
     "  --grants NAME       auto, persistent, map or copy\n"
+    "  --threads N         spread the queues of guests over N threads (default: 1)\n"
     "  --no-nbd            no NBD export\n"
     "  --xentop-dir DIR    where xentop's files go (default: /dev/shm)\n"
     "  --user NAME         become this user once everything is open\n"
@@ -44,6 +45,8 @@ constexpr const char* kUsage =
     "  --managed           say that a daemon looks after us\n"
     "  --log-level NAME    error, warning, notice, info or debug\n"
     "  --version, --help\n";
+
+constexpr unsigned kMaxThreads = 64;
 
 struct Arguments {
   InstanceOptions instance;
@@ -65,6 +68,7 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
     kShare,
     kEngine,
     kGrants,
+    kThreads,
     kNoNbd,
     kXentopDir,
     kUser,
@@ -82,6 +86,7 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
                                     {"share", 0, nullptr, kShare},
                                     {"engine", 1, nullptr, kEngine},
                                     {"grants", 1, nullptr, kGrants},
+                                    {"threads", 1, nullptr, kThreads},
                                     {"no-nbd", 0, nullptr, kNoNbd},
                                     {"xentop-dir", 1, nullptr, kXentopDir},
                                     {"user", 1, nullptr, kUser},
@@ -114,10 +119,20 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
         break;
       case kEngine: {
         VBDKIT_ASSIGN(a.engine, io::parse_engine(optarg));
+        a.instance.engine = a.engine;
         break;
       }
       case kGrants: {
         VBDKIT_ASSIGN(a.instance.grants, blkif::parse_grant_policy(optarg));
+        break;
+      }
+      case kThreads: {
+        char* end = nullptr;
+        const unsigned long threads = std::strtoul(optarg, &end, 10);
+        if (*end != '\0' || threads < 1 || threads > kMaxThreads)
+          return Error(ErrorKind::kInvalid,
+                       "--threads takes a number from 1 to " + std::to_string(kMaxThreads));
+        a.instance.threads = static_cast<unsigned>(threads);
         break;
       }
       case kNoNbd:

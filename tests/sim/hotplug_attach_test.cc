@@ -88,6 +88,29 @@ TEST_F(HotplugAttach, HvmGuestsPlaceIsLeftToItsQemu) {
   remove(disk);
 }
 
+class HotplugThreads : public HotplugTest {
+ protected:
+  unsigned threads() const override { return 3; }
+};
+
+TEST_F(HotplugThreads, QueuesOnSeveralThreadsServeOneImage) {
+  Guest& guest = *must(world().create_guest());
+  const Disk disk = add(guest, {.target = "raw:" + image("a.img")});
+  auto front = must(Frontend::create(guest, disk.devid, {.queues = 4, .persistent = true}));
+  must(front->connect(soon()));
+  ASSERT_EQ(front->queue_count(), 4u);
+  auto qmp = must(control::QmpClient::connect(instance_dirs().front() + "/qmp.sock"));
+  EXPECT_EQ(must(qmp.execute("x-vbdkit-query")).member("threads").number(), 3u);
+  VerifiedDisk content(front->features().sectors);
+  EXPECT_EQ(must(content.run(*front, {.requests = 2000}, in(60s))).problems,
+            std::vector<std::string>{});
+  must(world().toolstack().request_detach(disk, false));
+  must(front->close(soon()));
+  remove(disk);
+  EXPECT_TRUE(instance_dirs().empty());
+  EXPECT_EQ(must(world().grants_mapped()), 0u);
+}
+
 TEST_F(HotplugAttach, PrintsHowLongItTakesToConnect) {
   Guest& guest = *must(world().create_guest());
   std::vector<double> milliseconds;

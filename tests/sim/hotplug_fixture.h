@@ -46,6 +46,8 @@ class HotplugTest : public WorldTest {
     WorldTest::TearDown();
   }
 
+  virtual unsigned threads() const { return 1; }
+
   static std::string program(const std::string& name) { return build_dir() + "/../../" + name; }
 
   std::vector<std::string> daemon_arguments() const {
@@ -58,6 +60,10 @@ class HotplugTest : public WorldTest {
             "--log-level",
             "--backend-arg",
             "info",
+            "--backend-arg",
+            "--threads",
+            "--backend-arg",
+            std::to_string(threads()),
             "--sysfs",
             world_dir() + "/sys",
             "--xen-run-dir",
