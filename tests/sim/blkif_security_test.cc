@@ -405,7 +405,7 @@ TEST_F(SecurityTest, PersistentGrantsAreBounded) {
 
 // ---- events ----
 
-// A flood of events costs at most one turn at a time: the port stays masked until its work is done.
+// A flood of events melts into few deliveries, one at a time, and is not answered with another.
 TEST_F(SecurityTest, Xsa332AFloodOfEventsIsTakenOneAtATime) {
   make_image();
   start(image());
