@@ -220,11 +220,16 @@ SparseBytes CrashRecorder::after_cut(size_t cut, Loss loss, std::mt19937_64& ran
 WriteOracle::WriteOracle(std::vector<std::byte> base) : base_(std::move(base)) {}
 
 uint64_t WriteOracle::submitted(uint64_t offset, uint64_t length, bool zeroes, size_t event) {
-  writes_.push_back({offset, length, zeroes, event, SIZE_MAX});
+  writes_.push_back({offset, length, zeroes, event, SIZE_MAX, SIZE_MAX});
   return writes_.size();
 }
 
 void WriteOracle::completed(uint64_t tag, size_t event) { writes_[tag - 1].completed = event; }
+
+void WriteOracle::completed_durably(uint64_t tag, size_t event) {
+  completed(tag, event);
+  writes_[tag - 1].durable = event;
+}
 
 void WriteOracle::flushed(size_t submitted, size_t completed) {
   flushes_.push_back({submitted, completed});
@@ -263,7 +268,7 @@ std::string WriteOracle::check(size_t cut, std::span<const std::byte> disk) cons
     for (uint64_t tag = 1; tag <= writes_.size(); ++tag) {
       const Write& w = writes_[tag - 1];
       if (w.submitted >= cut || offset < w.offset || offset >= w.offset + w.length) continue;
-      if (w.completed <= flush) durable = tag;
+      if (w.completed <= flush || w.durable <= cut) durable = tag;
     }
     for (uint64_t tag = durable + 1; tag <= writes_.size() && !allowed; ++tag) {
       const Write& w = writes_[tag - 1];

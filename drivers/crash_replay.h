@@ -120,6 +120,8 @@ class WriteOracle {
   // tag; fill() makes the content to write from it.
   uint64_t submitted(uint64_t offset, uint64_t length, bool zeroes, size_t event);
   void completed(uint64_t tag, size_t event);
+  // Likewise of a write with FUA.
+  void completed_durably(uint64_t tag, size_t event);
   void flushed(size_t submitted, size_t completed);
   static void fill(uint64_t tag, uint64_t offset, std::span<std::byte> to);
 
@@ -133,6 +135,7 @@ class WriteOracle {
     bool zeroes = false;
     size_t submitted = 0;
     size_t completed = SIZE_MAX;
+    size_t durable = SIZE_MAX;
   };
   struct Flush {
     size_t submitted = 0;

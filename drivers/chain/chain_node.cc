@@ -62,6 +62,7 @@ struct ChainNode::Piece {
 ChainNode::ChainNode(Chain chain, ChainOptions options)
     : chain_(std::move(chain)),
       options_(std::move(options)),
+      writable_(!options_.read_only),
       map_(window_of(chain_.leaf()), options_.map_memory) {
   chain_.leaf().set_chain(*this, *this);
   describe();
@@ -422,12 +423,17 @@ Result<void> ChainNode::resize(Bytes size) {
   return {};
 }
 
+// A leaf opened for writing keeps its access to the file also while the node is read-only: it may
+// have metadata left to write.
 Result<void> ChainNode::reopen(bool read_only) {
-  if (read_only != options_.read_only)
+  if (!read_only && !writable_)
     return Error(ErrorKind::kUnsupported,
                  options_.driver + ": reopen " + chain_.paths.front() +
-                     ": a chain keeps its access; close it and open it anew");
-  return chain_.leaf().file().reopen(read_only);
+                     ": it was opened read-only; close it and open it anew");
+  VBDKIT_TRY(chain_.leaf().file().reopen(!writable_));
+  options_.read_only = read_only;
+  describe();
+  return {};
 }
 
 }  // namespace vbdkit::drivers

@@ -66,6 +66,9 @@ class ChainNode final : public Node, private MapListener, private ParentReader {
   void remapped(uint64_t offset, const Segment& segment) override;
   void read_below(Request& request) override;
   bool has_parent() const override { return chain_.layers.size() > 1; }
+  uint64_t size_below() const override {
+    return has_parent() ? chain_.layers[1]->info().size.v : 0;
+  }
 
   void describe();
   Operation& start(Request& request);
@@ -87,6 +90,7 @@ class ChainNode final : public Node, private MapListener, private ParentReader {
 
   Chain chain_;
   ChainOptions options_;
+  const bool writable_;  // how the leaf was opened
   NodeInfo info_;
   WindowMap map_;
 

@@ -72,6 +72,8 @@ class ParentReader {
   virtual void read_below(Request& request) = 0;
   // False where there is no parent: nothing needs to be read.
   virtual bool has_parent() const = 0;
+  // Bytes; beyond, there are only zeroes.
+  virtual uint64_t size_below() const = 0;
 };
 
 struct LayerInfo {

@@ -60,7 +60,8 @@ Result<void> ChainOpener::add_parent(const ParentReference& reference) {
     return Error(ErrorKind::kCorrupt, "it has a parent but does not say where");
   if (reference.format.empty())
     return Error(ErrorKind::kUnsupported,
-                 "it does not say which format its parent " + reference.path + " has");
+                 "it does not say which format its parent " + reference.path +
+                     " has, and formats are not guessed (qemu-img rebase -u -F records it)");
   if (reference.format == "raw" && !policy_.raw_parent)
     return Error(ErrorKind::kPermission, "its parent " + reference.path +
                                              " is a raw file, which raw-parent=on would allow");

@@ -31,7 +31,6 @@ void WindowBuilder::pump() {
   pumping_ = true;
   while (std::exchange(again_, false)) {
     while (merged_ < asked_ && asks_[merged_ - first_].answered) merge(merged_++);
-    if (outstanding_ == 0 && asked_ > first_) allowance_ *= 2;
     // A layer that answers at once is merged before the next is asked.
     if (ask_next()) again_ = true;
   }
@@ -65,6 +64,8 @@ void WindowBuilder::ask(uint16_t layer) {
     ask.answered = true;
     if (error != 0 && error_ == 0) error_ = error;
     --outstanding_;
+    // The layer had to look, and what it said was not enough: ask more at a time.
+    if (!pumping_ && allowance_ < kMaxLayers) allowance_ *= 2;
     pump();
   };
   ++outstanding_;

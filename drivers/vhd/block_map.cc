@@ -8,9 +8,6 @@ namespace {
 
 constexpr uint32_t kEntriesPerSector = kSectorSize / 4;
 constexpr uint32_t kBitsPerSector = kSectorSize * 8;
-// Data begin at multiples of this, so that direct I/O takes them on any disk; the file's size is
-// one, too.
-constexpr uint64_t kDataAlignment = 4096;  // bytes
 // The file grows by several blocks at a time, as each change of its size may have to wait for the
 // I/O in flight.
 constexpr uint32_t kMostBlocksAhead = 16;
@@ -21,15 +18,11 @@ BlockMap::BlockMap(Metadata metadata, std::vector<uint32_t> table,
                    std::optional<std::vector<std::byte>> batmap)
     : metadata_(std::move(metadata)), table_(std::move(table)) {
   const DynamicHeader& header = metadata_.header;
-  end_ = metadata_.blocks_begin();
-  for (const uint32_t entry : table_) {
-    if (entry == kUnused) continue;
-    ++allocated_;
-    end_ = std::max(end_, uint64_t{entry} * kSectorSize + header.bitmap_bytes() + block_size());
-  }
+  end_ = end_of_blocks(metadata_, table_);
+  allocated_ = static_cast<uint32_t>(
+      std::count_if(table_.begin(), table_.end(), [](uint32_t e) { return e != kUnused; }));
   next_ = align_up(end_ + header.bitmap_bytes(), kDataAlignment) - header.bitmap_bytes();
   footer_at_ = align_down(metadata_.file_size, kSectorSize) - kFooterSize;
-  footer_dirty_ = !metadata_.tail_valid;
   if (batmap) {
     full_ = std::move(*batmap);
   } else {
@@ -43,8 +36,7 @@ BlockMap::BlockMap(Metadata metadata, std::vector<uint32_t> table,
 
 void BlockMap::set_full(uint32_t block) {
   if (set_bits(full_.data(), block, 1) == 0 || !metadata_.batmap) return;
-  if (block / kBitsPerSector < metadata_.batmap->sectors)
-    batmap_dirty_.insert(block / kBitsPerSector);
+  if (block / kBitsPerSector < metadata_.batmap->sectors) filled_.insert(block);
 }
 
 bool BlockMap::reads_as_zero(uint32_t block) const {
@@ -123,20 +115,29 @@ FlushPlan BlockMap::plan(std::vector<Bitmap*> bitmaps, BitmapCache& cache) {
     add(plan, tables, metadata_.header.table_offset + uint64_t{sector} * kSectorSize, bytes);
   }
   unsafe_.clear();
+  plan.filled = filled_;
   if (!plan.batmap.empty()) {
     BatmapHeader header = *metadata_.batmap;
-    const auto map = std::span(full_).first(size_t{header.sectors} * kSectorSize);
+    std::vector<std::byte> map(full_.begin(), full_.begin() + header.sectors * kSectorSize);
+    for (const uint32_t block : plan.filled) clear_bit(map.data(), block);
     header.checksum = batmap_checksum(header.version, map);
     add(plan, tables, metadata_.batmap_header_at, encode_batmap_header(header));
     for (const uint32_t sector : plan.batmap)
       add(plan, tables, header.offset + uint64_t{sector} * kSectorSize,
-          map.subspan(size_t{sector} * kSectorSize, kSectorSize));
+          std::span(map).subspan(size_t{sector} * kSectorSize, kSectorSize));
   }
   if (plan.footer) {
     footer_at_ = align_down(metadata_.file_size, kSectorSize) - kFooterSize;
     add(plan, plan.first, footer_at_, encode_footer(metadata_.footer));
   }
   return plan;
+}
+
+void BlockMap::written(const FlushPlan& plan) {
+  for (const uint32_t block : plan.filled) {
+    filled_.erase(block);
+    batmap_dirty_.insert(block / kBitsPerSector);
+  }
 }
 
 void BlockMap::restore(const FlushPlan& plan) {

@@ -40,6 +40,7 @@ struct FlushPlan {
   std::vector<Bitmap*> bitmaps;
   std::set<uint32_t> table;   // sectors
   std::set<uint32_t> batmap;  // sectors
+  std::set<uint32_t> filled;  // blocks
   bool footer = false;
 
   bool empty() const { return first.empty() && second.empty(); }
@@ -68,6 +69,8 @@ class BlockMap {
 
   // Takes what is to be written. `bitmaps`: the dirty ones; they are pinned and clean afterwards.
   FlushPlan plan(std::vector<Bitmap*> bitmaps, BitmapCache& cache);
+  // It is done.
+  void written(const FlushPlan& plan);
   // It failed: what it covered is to be written again; the bitmaps are the caller's.
   void restore(const FlushPlan& plan);
   bool dirty() const { return !table_dirty_.empty() || !batmap_dirty_.empty() || footer_dirty_; }
@@ -92,6 +95,9 @@ class BlockMap {
   uint64_t zero_from_ = UINT64_MAX;  // from here on the file is zero, but for blocks and the footer
   uint64_t footer_at_ = 0;           // where the file has its footer
   std::vector<uint32_t> unsafe_;     // new blocks whose bitmap must come before their entry
+  // Full blocks of which the file does not know yet. Their batmap bits wait for the next flush: a
+  // bit must never be there before the block's entry and bitmap, as it is what is believed.
+  std::set<uint32_t> filled_;
   std::set<uint32_t> table_dirty_;
   std::set<uint32_t> batmap_dirty_;
   bool footer_dirty_ = false;

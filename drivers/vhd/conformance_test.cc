@@ -58,9 +58,10 @@ class VhdStorage final : public TestStorage {
 };
 
 Subject subject(std::string name, Layout layout) {
-  return {.name = std::move(name), .create = [layout = std::move(layout)](uint64_t size) {
-            return std::make_unique<VhdStorage>(layout, size);
-          }};
+  return {.name = std::move(name),
+          .create = [layout = std::move(layout)](
+                        uint64_t size) { return std::make_unique<VhdStorage>(layout, size); },
+          .resizable = false};  // it only grows: resize_test.cc
 }
 
 std::vector<Subject> subjects() {

@@ -15,9 +15,8 @@
 namespace vbdkit::drivers::vhd {
 namespace {
 
-constexpr uint64_t kLocatorSpace = 4096;    // bytes, for each
-constexpr uint64_t kTableAlignment = 4096;  // bytes
-constexpr uint32_t kTimesLarger = 4;        // room in the batmap
+constexpr uint64_t kLocatorSpace = 4096;  // bytes, for each
+constexpr uint32_t kTimesLarger = 4;      // room in the batmap
 constexpr std::array<uint32_t, 3> kLocatorCodes{kMacX, kW2ku, kW2ru};
 
 Error failed(const std::string& path, Error error) {
@@ -111,7 +110,7 @@ Result<void> write_unused(ImageFile& file, uint64_t offset, uint64_t end) {
 
 uint64_t footer_place(uint64_t end, const ImageFile& file, uint64_t device_size) {
   if (file.block_device()) return align_down(device_size, kSectorSize) - kFooterSize;
-  return align_up(end + kFooterSize, kTableAlignment) - kFooterSize;
+  return align_up(end + kFooterSize, kDataAlignment) - kFooterSize;
 }
 
 Result<void> write_sparse(ImageFile& file, const CreateOptions& options, Footer& footer,
@@ -135,7 +134,7 @@ Result<void> write_sparse(ImageFile& file, const CreateOptions& options, Footer&
     header.locators[i].offset = at;
     at += kLocatorSpace;
   }
-  header.table_offset = align_up(at, kTableAlignment);
+  header.table_offset = align_up(at, kDataAlignment);
   const uint64_t end =
       header.table_offset + reserved_table_bytes(footer.original_size, options.block_size);
   VBDKIT_ASSIGN(const Bytes device, file.size());
@@ -215,15 +214,6 @@ Result<void> replace_footer(ImageFile& file, const Metadata& metadata, const Foo
   return file.flush();
 }
 
-uint64_t end_of_blocks(const Metadata& metadata, const std::vector<uint32_t>& table) {
-  uint64_t end = metadata.blocks_begin();
-  for (const uint32_t entry : table)
-    if (entry != kUnused)
-      end = std::max(end, uint64_t{entry} * kSectorSize + metadata.header.bitmap_bytes() +
-                              metadata.header.block_size);
-  return end;
-}
-
 // A larger table: in its place where the room behind it is free, else at the end of the file. The
 // header's fields for it lie in one sector, so they change at once or not at all.
 Result<void> grow_table(ImageFile& file, Metadata& metadata, uint32_t blocks) {
@@ -245,7 +235,7 @@ Result<void> grow_table(ImageFile& file, Metadata& metadata, uint32_t blocks) {
   } else {
     if (file.block_device())
       return Error(ErrorKind::kUnsupported, "on a block device its block table cannot move");
-    header.table_offset = align_up(end_of_blocks(metadata, table) + kFooterSize, kTableAlignment);
+    header.table_offset = align_up(end_of_blocks(metadata, table) + kFooterSize, kDataAlignment);
     uint64_t end = header.table_end();
     // tapdisk expects its batmap behind the table, wherever that is. An empty one is always right.
     BatmapHeader batmap;

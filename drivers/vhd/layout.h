@@ -35,6 +35,9 @@ inline constexpr uint32_t kMaxBlock = 2 * 1024 * 1024;  // bytes
 inline constexpr uint64_t kMaxSize = uint64_t{2040} << 30;  // bytes, virtual
 // What kMaxSize takes in the smallest blocks.
 inline constexpr uint32_t kMaxBlocks = static_cast<uint32_t>(kMaxSize / kMinBlock);
+// Blocks made here have their data at multiples of this, so that direct I/O takes them on any disk;
+// files end at one, too.
+inline constexpr uint64_t kDataAlignment = 4096;  // bytes
 // BAT entries are sectors: the last place where a block can begin.
 inline constexpr uint64_t kMaxBlockSector = kUnused - 1;
 
@@ -179,6 +182,9 @@ inline bool test_bit(const std::byte* map, uint32_t bit) {
   return (map[bit / 8] & (std::byte{0x80} >> (bit % 8))) != std::byte{};
 }
 inline void set_bit(std::byte* map, uint32_t bit) { map[bit / 8] |= std::byte{0x80} >> (bit % 8); }
+inline void clear_bit(std::byte* map, uint32_t bit) {
+  map[bit / 8] &= ~(std::byte{0x80} >> (bit % 8));
+}
 // Sets [first, first + count); returns how many were not set before.
 uint32_t set_bits(std::byte* map, uint32_t first, uint32_t count);
 uint32_t count_bits(std::span<const std::byte> map, uint32_t bits);

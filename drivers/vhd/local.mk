@@ -4,6 +4,8 @@ libdrivers_la_SOURCES += \
   drivers/vhd/bitmap_cache.h \
   drivers/vhd/block_map.cc \
   drivers/vhd/block_map.h \
+  drivers/vhd/check.cc \
+  drivers/vhd/check.h \
   drivers/vhd/create.cc \
   drivers/vhd/create.h \
   drivers/vhd/layout.cc \
@@ -30,7 +32,20 @@ drivers_vhd_vhd_test_SOURCES = \
   drivers/conformance.cc \
   drivers/conformance.h \
   drivers/fault_filter.h \
-  drivers/vhd/conformance_test.cc
+  drivers/vhd/chain_test.cc \
+  drivers/vhd/conformance_test.cc \
+  drivers/vhd/interchange_test.cc \
+  drivers/vhd/layout_test.cc \
+  drivers/vhd/test_disk.h \
+  drivers/vhd/test_image.h
 drivers_vhd_vhd_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 drivers_vhd_vhd_test_LDADD = libcrashreplay.la libdrivers.la $(GTEST_LIBS)
+
+check_PROGRAMS += drivers/vhd/vhd_crash_test
+TESTS += drivers/vhd/vhd_crash_test
+drivers_vhd_vhd_crash_test_SOURCES = \
+  drivers/vhd/crash_test.cc \
+  drivers/vhd/test_image.h
+drivers_vhd_vhd_crash_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+drivers_vhd_vhd_crash_test_LDADD = libcrashreplay.la libdrivers.la $(GTEST_LIBS)
 endif

@@ -171,6 +171,45 @@ std::optional<std::vector<std::byte>> read_batmap(const ImageFile& file, const M
   return map;
 }
 
+uint64_t end_of_blocks(const Metadata& metadata, const std::vector<uint32_t>& table) {
+  uint64_t end = metadata.blocks_begin();
+  for (const uint32_t entry : table)
+    if (entry != kUnused)
+      end = std::max(end, uint64_t{entry} * kSectorSize + metadata.header.bitmap_bytes() +
+                              metadata.header.block_size);
+  return end;
+}
+
+Result<void> mend_footers(ImageFile& file, Metadata& metadata, const std::vector<uint32_t>& table) {
+  if (metadata.fixed() || (metadata.tail_valid && metadata.copy_valid)) return {};
+  const auto footer = encode_footer(metadata.footer);
+  uint64_t at = align_down(metadata.file_size, kSectorSize) - kFooterSize;
+  if (!metadata.tail_valid) {
+    const uint64_t end = end_of_blocks(metadata, table);
+    if (at < end && file.block_device())
+      return corrupt(file, "a block stands where its footer would have to");
+    if (at < end) at = align_up(end + kFooterSize, kDataAlignment) - kFooterSize;
+    VBDKIT_TRY(file.write(at, footer));
+  } else {
+    VBDKIT_TRY(file.write(0, footer));
+  }
+  VBDKIT_TRY(file.flush());
+  metadata.file_size = std::max(metadata.file_size, at + kFooterSize);
+  metadata.tail_valid = true;
+  metadata.copy_valid = true;
+  return {};
+}
+
+Result<void> write_batmap(ImageFile& file, const Metadata& metadata,
+                          std::span<const std::byte> map) {
+  BatmapHeader header = *metadata.batmap;
+  map = map.first(size_t{header.sectors} * kSectorSize);
+  header.checksum = batmap_checksum(header.version, map);
+  VBDKIT_TRY(file.write(header.offset, map));
+  VBDKIT_TRY(file.write(metadata.batmap_header_at, encode_batmap_header(header)));
+  return file.flush();
+}
+
 Result<ParentReference> read_parent(const ImageFile& file, const Metadata& metadata) {
   ParentReference reference;
   const std::vector<std::string> texts = parent_texts(file, metadata);

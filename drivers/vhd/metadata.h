@@ -57,6 +57,17 @@ Result<std::vector<uint32_t>> read_table(const ImageFile& file, const Metadata& 
 // One bit per block, or nothing where there is none that can be trusted.
 std::optional<std::vector<std::byte>> read_batmap(const ImageFile& file, const Metadata& metadata);
 
+// The first byte behind all blocks.
+uint64_t end_of_blocks(const Metadata& metadata, const std::vector<uint32_t>& table);
+
+// Where one of the two footers is damaged, writes it from the other and makes it durable. The file
+// grows where a block stands in the place of the one at the end.
+Result<void> mend_footers(ImageFile& file, Metadata& metadata, const std::vector<uint32_t>& table);
+
+// Makes it durable.
+Result<void> write_batmap(ImageFile& file, const Metadata& metadata,
+                          std::span<const std::byte> map);
+
 // Where the image says that its parent is. Looks which of the candidates exists.
 Result<ParentReference> read_parent(const ImageFile& file, const Metadata& metadata);
 

@@ -13,6 +13,18 @@ namespace {
 // Beside those that are dirty; half a kilobyte each.
 constexpr size_t kBitmapsKept = 2048;
 
+// A bit without its block would be taken for that of the block to come.
+bool clear_stale_bits(std::vector<std::byte>& batmap, const std::vector<uint32_t>& table) {
+  bool found = false;
+  for (uint32_t block = 0; block < batmap.size() * 8; ++block) {
+    if (!test_bit(batmap.data(), block) || (block < table.size() && table[block] != kUnused))
+      continue;
+    clear_bit(batmap.data(), block);
+    found = true;
+  }
+  return found;
+}
+
 }  // namespace
 
 struct WriteLayer::Write {
@@ -63,12 +75,11 @@ Result<std::unique_ptr<Layer>> WriteLayer::open(LayerSource source, const LayerC
                                             " would be at sector " + std::to_string(table[block]) +
                                             ", outside the file or inside its tables");
   // The copy must hold whenever the footer moves.
-  if (!metadata.copy_valid) {
-    VBDKIT_TRY(control.write(0, encode_footer(metadata.footer)));
-    VBDKIT_TRY(control.flush());
-    metadata.copy_valid = true;
-  }
+  VBDKIT_TRY(mend_footers(control, metadata, table));
+  VBDKIT_TRY(source.file->refresh_size());
   auto batmap = read_batmap(control, metadata);
+  if (batmap && clear_stale_bits(*batmap, table))
+    VBDKIT_TRY(write_batmap(control, metadata, *batmap));
   BlockMap blocks(std::move(metadata), std::move(table), std::move(batmap));
   return std::unique_ptr<Layer>(new WriteLayer(std::move(source), context, std::move(control),
                                                std::move(parent), std::move(blocks), dirty_limit));

@@ -26,7 +26,10 @@ void WriteLayer::drop_plan(bool written) {
     if (!written) mark_dirty(*bitmap);
     bitmaps_.unpin(*bitmap);
   }
-  if (!written) blocks_.restore(plan_);
+  if (written)
+    blocks_.written(plan_);
+  else
+    blocks_.restore(plan_);
   plan_ = {};
 }
 
@@ -137,7 +140,8 @@ void WriteLayer::end_flush(int error) {
 }
 
 Result<void> WriteLayer::settle() {
-  if (!dirty_.empty() || blocks_.dirty()) {
+  // The second time for the batmap, which waits for what it tells of.
+  while (!dirty_.empty() || blocks_.dirty()) {
     plan_ = make_plan();
     const Result<void> written = write_plan();
     drop_plan(written.ok());

@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// Power cuts: a random guest writes to a VHD on a recording disk; then the image is looked at as a
+// cut at every event would leave it, with everything completed and with random losses.
+#include <gtest/gtest.h>
+
+#include <list>
+
+#include "drivers/chain/chain_node.h"
+#include "drivers/crash_replay.h"
+#include "drivers/vhd/check.h"
+#include "drivers/vhd/create.h"
+#include "drivers/vhd/open.h"
+#include "drivers/vhd/test_image.h"
+#include "drivers/vhd/write_layer.h"
+
+namespace vbdkit::drivers::vhd {
+namespace {
+
+constexpr uint64_t kDisk = 3 << 20;  // bytes
+constexpr uint64_t kSectors = kDisk / kSectorSize;
+
+struct Scenario {
+  const char* name;
+  bool parent;
+  bool batmap;
+  size_t dirty_limit;
+  uint64_t longest;  // write, sectors
+};
+
+void PrintTo(const Scenario& s, std::ostream* out) { *out << s.name; }
+
+// A guest's request with its memory.
+struct GuestRequest {
+  Request request;  // first
+  std::vector<std::byte> memory;
+  iovec iov{};
+  uint64_t tag = 0;
+  size_t submitted = 0;
+  class VhdCrash* test = nullptr;
+  bool done = false;
+};
+
+class VhdCrash : public testing::TestWithParam<Scenario> {
+ protected:
+  VhdCrash()
+      : log_("test", LogLevel::kWarning),
+        reactor_(std::move(io::Reactor::create({}, log_)).value()) {}
+
+  void SetUp() override {
+    CreateOptions options{.size = Bytes{kDisk}, .block_size = kMinBlock};
+    options.batmap = GetParam().batmap;
+    base_.resize(kDisk);
+    if (GetParam().parent) {
+      ASSERT_TRUE(create(parent_path(), options).ok());
+      fill_parent();
+      options.type = DiskType::kDifferencing;
+      options.parent = parent_path();
+    }
+    const auto created = create(leaf_path(), options);
+    ASSERT_TRUE(created.ok()) << created.error().message();
+  }
+
+  std::string parent_path() const { return directory_ / "parent.vhd"; }
+  std::string leaf_path() const { return directory_ / "leaf.vhd"; }
+  std::string cut_path() const { return directory_ / "cut.vhd"; }
+
+  std::unique_ptr<ChainNode> open(const std::string& path, CrashRecorder& disk);
+  void fill_parent();
+  // Lets a guest do `count` things; everything is completed in the end.
+  void work(ChainNode& node, CrashRecorder& disk, WriteOracle& oracle, unsigned count);
+  void submit(ChainNode& node, CrashRecorder& disk, WriteOracle& oracle);
+  bool busy(uint64_t offset, uint64_t length) const;
+  void look(const CrashRecorder& disk, const WriteOracle& oracle, size_t cut,
+            CrashRecorder::Loss loss);
+
+  TestDirectory directory_;
+  Logger log_;
+  std::unique_ptr<io::Reactor> reactor_;
+  std::mt19937_64 random_;
+  std::vector<std::byte> base_;
+  std::unique_ptr<CrashRecorder> parent_disk_;
+  std::list<GuestRequest> requests_;
+  CrashRecorder* disk_ = nullptr;
+  WriteOracle* oracle_ = nullptr;
+};
+
+std::unique_ptr<ChainNode> VhdCrash::open(const std::string& path, CrashRecorder& disk) {
+  Chain chain;
+  auto control = ImageFile::open(path, ImageFile::Mode::kWrite);
+  EXPECT_TRUE(control.ok());
+  auto metadata = read_metadata(*control);
+  EXPECT_TRUE(metadata.ok()) << metadata.error().message();
+  const LayerContext context{*reactor_, log_, false};
+  auto leaf = WriteLayer::open({path, disk.node()}, context, std::move(control).value(),
+                               std::move(metadata).value(), GetParam().dirty_limit);
+  EXPECT_TRUE(leaf.ok()) << leaf.error().message();
+  chain.layers.push_back(std::move(leaf).value());
+  chain.paths = {path, parent_path()};
+  if (chain.layers[0]->parent() != nullptr) {
+    parent_disk_ =
+        std::make_unique<CrashRecorder>(std::move(SparseBytes::load(parent_path())).value());
+    auto parent = open_layer({parent_path(), parent_disk_->node()}, {*reactor_, log_, true});
+    EXPECT_TRUE(parent.ok());
+    chain.layers.push_back(std::move(parent).value());
+  }
+  return std::make_unique<ChainNode>(std::move(chain), ChainOptions{"vhd", "vhd:" + path});
+}
+
+void VhdCrash::fill_parent() {
+  WriteOracle::fill(1 << 20, 0, base_);
+  CrashRecorder disk(std::move(SparseBytes::load(parent_path())).value());
+  {
+    auto node = open(parent_path(), disk);
+    iovec iov{base_.data(), base_.size()};
+    Request write;
+    write.op = Op::kWrite;
+    write.iov = &iov;
+    write.iov_count = 1;
+    write.length = base_.size();
+    Request flush;
+    flush.op = Op::kFlush;
+    write.done = flush.done = [](Request&, int error) { EXPECT_EQ(error, 0); };
+    node->submit(write);
+    disk.complete_all(random_);
+    node->submit(flush);
+    disk.complete_all(random_);
+  }
+  std::mt19937_64 any;
+  const auto content = disk.after_cut(disk.events(), CrashRecorder::Loss::kNothing, any);
+  ASSERT_TRUE(content.save(parent_path()).ok());
+  const auto read = read_disk(parent_path(), {});
+  ASSERT_TRUE(read.ok()) << read.error().message();
+  ASSERT_EQ(*read, base_);
+}
+
+bool VhdCrash::busy(uint64_t offset, uint64_t length) const {
+  for (const GuestRequest& r : requests_)
+    if (!r.done && offset < r.request.offset + r.request.length &&
+        r.request.offset < offset + length)
+      return true;
+  return false;
+}
+
+void VhdCrash::submit(ChainNode& node, CrashRecorder& disk, WriteOracle& oracle) {
+  const uint64_t kind = random_() % 16;
+  const uint64_t start = random_() % kSectors;
+  const uint64_t count = std::min(kSectors - start, 1 + random_() % GetParam().longest);
+  const uint64_t offset = start * kSectorSize;
+  const uint64_t length = count * kSectorSize;
+  if (kind > 1 && busy(offset, length)) return;
+  GuestRequest& r = requests_.emplace_back();
+  r.test = this;
+  r.submitted = disk.events();
+  r.request.done = [](Request& request, int error) {
+    auto& guest = *reinterpret_cast<GuestRequest*>(&request);
+    VhdCrash& test = *guest.test;
+    EXPECT_EQ(error, 0);
+    guest.done = true;
+    const size_t event = test.disk_->events();
+    if (request.op == Op::kFlush)
+      test.oracle_->flushed(guest.submitted, event);
+    else if (request.op == Op::kRead)
+      return;
+    else if (request.flags & kFua)
+      test.oracle_->completed_durably(guest.tag, event);
+    else
+      test.oracle_->completed(guest.tag, event);
+  };
+  if (kind <= 1) {
+    r.request.op = Op::kFlush;
+  } else {
+    const bool zeroes = kind == 2;
+    r.request.op = zeroes ? Op::kWriteZeroes : kind == 3 ? Op::kRead : Op::kWrite;
+    r.request.flags = random_() % 16 == 0 ? kFua : 0;
+    r.request.offset = offset;
+    r.request.length = length;
+    r.memory.resize(length);
+    if (r.request.op != Op::kRead) {
+      r.tag = oracle.submitted(offset, length, zeroes, r.submitted);
+      WriteOracle::fill(r.tag, offset, r.memory);
+    }
+    if (!zeroes) {
+      r.iov = {r.memory.data(), length};
+      r.request.iov = &r.iov;
+      r.request.iov_count = 1;
+    }
+  }
+  node.submit(r.request);
+}
+
+void VhdCrash::work(ChainNode& node, CrashRecorder& disk, WriteOracle& oracle, unsigned count) {
+  disk_ = &disk;
+  oracle_ = &oracle;
+  const auto drain_parent = [&] {
+    if (parent_disk_ != nullptr) parent_disk_->complete_all(random_);
+  };
+  for (unsigned i = 0; i < count; ++i) {
+    submit(node, disk, oracle);
+    drain_parent();
+    for (uint64_t n = random_() % 4; n > 0 && !disk.idle(); --n) {
+      disk.complete_one(random_);
+      drain_parent();
+    }
+  }
+  while (!disk.idle()) {
+    disk.complete_one(random_);
+    drain_parent();
+  }
+  for (const GuestRequest& r : requests_) ASSERT_TRUE(r.done);
+  requests_.clear();
+}
+
+void VhdCrash::look(const CrashRecorder& disk, const WriteOracle& oracle, size_t cut,
+                    CrashRecorder::Loss loss) {
+  ASSERT_TRUE(disk.after_cut(cut, loss, random_).save(cut_path()).ok());
+  const auto report = check(cut_path(), false);
+  ASSERT_TRUE(report.ok()) << "cut " << cut << ": " << report.error().message();
+  ASSERT_TRUE(report->errors.empty()) << "cut " << cut << ": " << report->errors.front();
+  const auto content = read_disk(cut_path(), GetParam().parent ? base_ : std::vector<std::byte>{});
+  ASSERT_TRUE(content.ok()) << "cut " << cut << ": " << content.error().message();
+  ASSERT_EQ(oracle.check(cut, *content), "") << (loss == CrashRecorder::Loss::kRandom);
+}
+
+TEST_P(VhdCrash, EveryCutLeavesAnImageWithAllThatWasFlushed) {
+  for (uint64_t seed = 1; seed <= 1; ++seed) {
+    SCOPED_TRACE(seed);
+    random_.seed(seed);
+    CrashRecorder disk(std::move(SparseBytes::load(leaf_path())).value());
+    WriteOracle oracle(base_);
+    {
+      auto node = open(leaf_path(), disk);
+      work(*node, disk, oracle, 60);
+    }
+    for (size_t cut = 0; cut <= disk.events(); ++cut) {
+      ASSERT_NO_FATAL_FAILURE(look(disk, oracle, cut, CrashRecorder::Loss::kNothing));
+      for (int i = 0; i < 2; ++i)
+        ASSERT_NO_FATAL_FAILURE(look(disk, oracle, cut, CrashRecorder::Loss::kRandom));
+    }
+    // The destructor's blocking writes went to the file itself; the next round wants it empty.
+    std::mt19937_64 any;
+    ASSERT_TRUE(disk.after_cut(0, CrashRecorder::Loss::kNothing, any).save(leaf_path()).ok());
+  }
+}
+
+// Cut, open again, go on, cut again: the footer is mended, and old blocks are met with no bitmap
+// in memory.
+TEST_P(VhdCrash, AnImageThatWasCutGoesOn) {
+  for (uint64_t seed = 100; seed < 106; ++seed) {
+    SCOPED_TRACE(seed);
+    random_.seed(seed);
+    const std::string path = directory_ / "going-on.vhd";
+    std::filesystem::copy_file(leaf_path(), path,
+                               std::filesystem::copy_options::overwrite_existing);
+    for (int generation = 0; generation < 4; ++generation) {
+      auto before = read_disk(path, GetParam().parent ? base_ : std::vector<std::byte>{});
+      ASSERT_TRUE(before.ok()) << before.error().message();
+      // Opening mends the file before anything is recorded.
+      ASSERT_TRUE(check(path, true).ok());
+      CrashRecorder disk(std::move(SparseBytes::load(path)).value());
+      WriteOracle oracle(*before);
+      {
+        auto node = open(path, disk);
+        work(*node, disk, oracle, 40);
+      }
+      const size_t cut = random_() % (disk.events() + 1);
+      ASSERT_NO_FATAL_FAILURE(look(disk, oracle, cut, CrashRecorder::Loss::kRandom));
+      std::filesystem::rename(cut_path(), path);
+    }
+  }
+}
+
+// What was acknowledged and never flushed is there after an orderly end.
+TEST_P(VhdCrash, AnOrderlyEndLosesNothing) {
+  random_.seed(7);
+  WriteOracle oracle(base_);
+  {
+    CrashRecorder disk(std::move(SparseBytes::load(leaf_path())).value());
+    auto node = open(leaf_path(), disk);
+    work(*node, disk, oracle, 60);
+    std::mt19937_64 any;
+    // What the node wrote is on the recorder; its end goes to the file.
+    ASSERT_TRUE(
+        disk.after_cut(disk.events(), CrashRecorder::Loss::kNothing, any).save(cut_path()).ok());
+    const auto content = std::move(SparseBytes::load(cut_path())).value();
+    std::vector<std::byte> bytes(content.size());
+    content.read(0, bytes.data(), bytes.size());
+    auto target = ImageFile::open(leaf_path(), ImageFile::Mode::kWrite);
+    ASSERT_TRUE(target->resize(Bytes{bytes.size()}).ok());
+    ASSERT_TRUE(target->write(0, bytes).ok());
+    oracle.flushed(disk.events(), disk.events());
+    node.reset();
+    const auto report = check(leaf_path(), false);
+    ASSERT_TRUE(report.ok()) << report.error().message();
+    EXPECT_TRUE(report->errors.empty());
+    EXPECT_TRUE(report->remains.empty()) << report->remains.front();
+    const auto disk_content =
+        read_disk(leaf_path(), GetParam().parent ? base_ : std::vector<std::byte>{});
+    ASSERT_TRUE(disk_content.ok());
+    EXPECT_EQ(oracle.check(disk.events(), *disk_content), "");
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Vhd, VhdCrash,
+                         testing::Values(Scenario{"Dynamic", false, true, 1024, 64},
+                                         Scenario{"DynamicWholeBlocks", false, true, 1024, 2048},
+                                         Scenario{"Differencing", true, false, 1024, 64},
+                                         Scenario{"DifferencingWithBatmap", true, true, 1024, 2048},
+                                         Scenario{"DifferencingFewDirty", true, true, 1, 64}),
+                         [](const auto& scenario) { return std::string(scenario.param.name); });
+
+}  // namespace
+}  // namespace vbdkit::drivers::vhd
