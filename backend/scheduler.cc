@@ -74,10 +74,6 @@ class SchedulerImpl final : public Scheduler {
     turn_.self = this;
     turn_.run = [](io::Deferred& d) { static_cast<Turn&>(d).self->dispatch(); };
   }
-  ~SchedulerImpl() override {
-    while (free_merge_ != nullptr) delete std::exchange(free_merge_, free_merge_->next);
-  }
-
   void submit(Request& request) override;
   const drivers::NodeInfo& info() const override { return top_->info(); }
 
@@ -128,6 +124,7 @@ class SchedulerImpl final : public Scheduler {
 
   std::vector<std::unique_ptr<Ticket[]>> chunks_;
   Ticket* free_tickets_ = nullptr;
+  std::vector<std::unique_ptr<MergeBuffer>> merge_buffers_;
   MergeBuffer* free_merge_ = nullptr;
   SchedulerCounters counters_;
 };
@@ -167,7 +164,10 @@ void SchedulerImpl::free_ticket(Ticket& t) {
 }
 
 MergeBuffer& SchedulerImpl::take_merge_buffer() {
-  if (free_merge_ == nullptr) return *new MergeBuffer;
+  if (free_merge_ == nullptr) {
+    merge_buffers_.push_back(std::make_unique<MergeBuffer>());
+    return *merge_buffers_.back();
+  }
   MergeBuffer& m = *free_merge_;
   free_merge_ = m.next;
   return m;
