@@ -3,3 +3,4 @@ include tests/sim/local.mk
 include tests/nbd/local.mk
 include tests/fuzz/local.mk
 include tests/bench/local.mk
+include tests/xen/local.mk
