@@ -68,6 +68,10 @@ class RawNode final : public Node, private BouncePool::Client {
         reactor_(context.reactor),
         log_(context.log),
         bounce_(reactor_, *this) {}
+  // io_uring can hold the file, and with it the lock, for a moment after its descriptor is closed.
+  ~RawNode() override {
+    if (file_ != nullptr && options_.locking) unlock_image(file_->fd.get());
+  }
 
   Result<void> open(bool read_only);
 

@@ -115,15 +115,30 @@ TEST_F(VhdInterchange, QemusFirstBlockHarmsNoBatmap) {
 TEST_F(VhdInterchange, QemuReadsAGrownImage) {
   ASSERT_TRUE(create(image_, {.size = Bytes{kSize}}).ok());
   ASSERT_TRUE(disk_.open("vhd:" + image_).ok());
-  disk_.write(0, pattern(1, 0, 4096));
+  disk_.write(0, std::vector<std::byte>(4096, std::byte{0x11}));
   ASSERT_TRUE(disk_.node().resize(Bytes{kSize * 2000}).ok());
-  disk_.write(kSize * 1999, pattern(2, kSize * 1999, 4096));
+  disk_.write(kSize * 1999, std::vector<std::byte>(4096, std::byte{0x22}));
   disk_.close();
   const std::string info = shell("qemu-img info -f vpc --output=json " + image_);
   EXPECT_NE(info.find(std::to_string(kSize * 2000)), std::string::npos) << info;
   const std::string output =
-      shell("qemu-io -r -f vpc -c 'read -v " + std::to_string(kSize * 1999) + " 16' " + image_);
-  EXPECT_NE(output.find("00 00 "), std::string::npos);
+      shell("qemu-io -r -f vpc -c 'read -P 0x11 0 4k' -c 'read -P 0 4k 4k' " +
+            ("-c 'read -P 0x22 " + std::to_string(kSize * 1999)) + " 4k' " + image_);
+  EXPECT_EQ(output.find("verification failed"), std::string::npos) << output;
+}
+
+// Without force_size, QEMU makes the disk as large as the geometry it has worked out.
+TEST_F(VhdInterchange, OurGeometryIsQemus) {
+  for (const char* size : {"5M", "40M", "600M", "3G", "40G", "100G"}) {
+    shell("qemu-img create -f vpc " + image_ + " " + size);
+    const auto file = ImageFile::open(image_, ImageFile::Mode::kRead);
+    const auto metadata = read_metadata(*file);
+    ASSERT_TRUE(metadata.ok()) << metadata.error().message();
+    EXPECT_EQ(geometry_of(Bytes{metadata->footer.current_size}).bytes(),
+              metadata->footer.geometry.bytes())
+        << size;
+    std::filesystem::remove(image_);
+  }
 }
 
 TEST_F(VhdInterchange, LibvhdiKnowsOurImages) {

@@ -54,7 +54,7 @@ TEST(VhdLayout, WhichFieldTellsTheSizeDependsOnTheCreator) {
 
 // Values of the specification's formula, worked out by hand at its corners.
 TEST(VhdLayout, GeometryFollowsTheSpecification) {
-  EXPECT_EQ(geometry_of(Bytes{uint64_t{40} << 20}), (Geometry{1204, 4, 17}));
+  EXPECT_EQ(geometry_of(Bytes{uint64_t{40} << 20}), (Geometry{963, 5, 17}));
   EXPECT_EQ(geometry_of(Bytes{uint64_t{1} << 30}), (Geometry{2080, 16, 63}));
   EXPECT_EQ(geometry_of(Bytes{uint64_t{40} << 30}), (Geometry{20560, 16, 255}));
   EXPECT_EQ(geometry_of(Bytes{uint64_t{500} << 30}), kLargestGeometry);
