@@ -55,17 +55,26 @@ class ReadyQueue {
 
 namespace detail {
 
-struct FinalAwaiter {
-  bool await_ready() const noexcept { return false; }
-  template <typename Promise>
-  std::coroutine_handle<> await_suspend(std::coroutine_handle<Promise> h) const noexcept {
-    return h.promise().continuation;
-  }
-  void await_resume() const noexcept {}
-};
-
+// Who awaits a task runs it inside its own await_suspend(). A task that ends there lets it go on by
+// returning; only one that ends later resumes it. So the stack does not grow with the number of
+// tasks awaited one after another.
 struct PromiseBase {
-  std::coroutine_handle<> continuation = std::noop_coroutine();
+  std::coroutine_handle<> continuation;
+  bool ended = false;
+  bool awaited_later = false;
+
+  struct FinalAwaiter {
+    bool await_ready() const noexcept { return false; }
+    template <typename Promise>
+    std::coroutine_handle<> await_suspend(std::coroutine_handle<Promise> h) const noexcept {
+      Promise& promise = h.promise();
+      promise.ended = true;
+      if (!promise.awaited_later) return std::noop_coroutine();
+      return promise.continuation;
+    }
+    void await_resume() const noexcept {}
+  };
+
   std::suspend_always initial_suspend() const noexcept { return {}; }
   FinalAwaiter final_suspend() const noexcept { return {}; }
   [[noreturn]] void unhandled_exception() const noexcept { std::terminate(); }
@@ -92,9 +101,12 @@ class [[nodiscard]] Task {
   }
 
   bool await_ready() const noexcept { return false; }
-  std::coroutine_handle<> await_suspend(std::coroutine_handle<> awaiting) noexcept {
-    handle_.promise().continuation = awaiting;
-    return handle_;
+  bool await_suspend(std::coroutine_handle<> awaiting) {
+    promise_type& promise = handle_.promise();
+    promise.continuation = awaiting;
+    handle_.resume();
+    promise.awaited_later = !promise.ended;
+    return promise.awaited_later;
   }
   T await_resume() { return std::move(*handle_.promise().value); }
 

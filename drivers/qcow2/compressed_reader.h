@@ -13,10 +13,6 @@
 
 namespace vbdkit::drivers::qcow2 {
 
-// One cluster's content from its compressed form, which may be followed by other bytes. False where
-// it is damaged. Pure.
-bool decompress(Compression method, std::span<const uint8_t> from, std::span<uint8_t> to);
-
 class CompressedReader {
  public:
   static constexpr size_t kMaxBytes = size_t{2} << 20;  // kept; at least one cluster

@@ -119,6 +119,9 @@ Task<int> Flusher::round() {
 }
 
 Task<int> Flusher::close() {
+  const bool nothing = tables_.clean() && space_.settled() && uncounted_.empty() &&
+                       !header_changed_ && !image_.header.dirty();
+  if (nothing) co_return 0;
   closing_ = true;
   int error = co_await flush();
   // A second round for what the first one gave back: a table that was replaced.

@@ -52,6 +52,8 @@ class FreeSpace {
   std::vector<HostRange> take_given_back() { return std::exchange(given_back_, {}); }
   void return_allocated(std::vector<HostRange> ranges);
   void return_given_back(std::vector<HostRange> ranges);
+  // The refcounts say it all.
+  bool settled() const { return allocated_.empty() && given_back_.empty(); }
   size_t given_back_count() const { return given_back_.size(); }
 
   // What the image uses of the file, when nothing was taken beyond.

@@ -122,20 +122,26 @@ Qcow2Layer::~Qcow2Layer() {
   cache_.drop(image_);
 }
 
-// All that is left in memory, by means that block: nothing runs the reactor any more.
-int Qcow2Layer::close() {
-  if (image_.corrupt) return 0;
+template <typename MakeTask>
+int Qcow2Layer::run_blocking(MakeTask make_task) {
+  if (const auto looked = image_.blocking.refresh(); !looked) return looked.error().sys_errno();
   NodePtr node = std::exchange(image_.file, make_blocking_node(image_.blocking));
   int result = EIO;
-  [](Qcow2Layer& layer, int& error) -> Detached { error = co_await layer.flusher_.close(); }(
-                                        *this, result);
-  // What the file grew by and nobody took.
-  if (result == 0 && space_.grown()) {
-    const auto cut = image_.file->resize(Bytes{space_.end_of_use() << image_.g.cluster_bits});
-    if (!cut) result = cut.error().sys_errno();
-  }
+  [](MakeTask make, int& error) -> Detached { error = co_await make(); }(make_task, result);
   image_.file = std::move(node);
   return result;
+}
+
+// All that is left in memory; nothing runs the reactor any more.
+int Qcow2Layer::close() {
+  if (image_.corrupt) return 0;
+  return run_blocking([this]() -> Task<int> {
+    const int error = co_await flusher_.close();
+    // What the file grew by and nobody took.
+    if (error != 0 || !space_.grown()) co_return error;
+    const auto cut = image_.file->resize(Bytes{space_.end_of_use() << image_.g.cluster_bits});
+    co_return cut ? 0 : cut.error().sys_errno();
+  });
 }
 
 Result<void> Qcow2Layer::find_parent() {
@@ -270,10 +276,11 @@ Detached Qcow2Layer::run_read(Request& request) {
 
 Task<int> Qcow2Layer::read_cluster(const Request& request, uint64_t from, uint64_t to) {
   const Geometry& g = image_.g;
-  const SliceCache::Loaded loaded = co_await tables_.slice(from);
+  SliceCache::Loaded loaded = co_await tables_.slice(from);
   if (loaded.error != 0) co_return loaded.error;
   if (!loaded.slice) co_return EIO;  // map() did not say so
   const ClusterState state = g.decode_at(tables_.entry(loaded.slice, from));
+  loaded.slice = {};  // its table may be replaced meanwhile
   const uint64_t skip = from - request.offset;
   if (state.kind == Kind::kInvalid) co_return EIO;
   if (state.kind == Kind::kCompressed) {
@@ -320,7 +327,6 @@ void Qcow2Layer::write_zeroes(Request& request) {
 
 Detached Qcow2Layer::run_change(Request& request, Change change) {
   int error = image_.corrupt ? EIO : 0;
-  ++in_flight_;
   if (error == 0 && request.length > 0) {
     const uint64_t end = request.offset + request.length;
     ClusterLocks::Lock lock(locks_, cluster(request.offset), cluster(end - 1), false);
@@ -334,7 +340,6 @@ Detached Qcow2Layer::run_change(Request& request, Change change) {
                                      : request.flags & kMayUnmap ? ClusterWriter::Clear::kUnmap
                                                                  : ClusterWriter::Clear::kZero);
   }
-  --in_flight_;
   request.done(request, error);
 }
 
@@ -344,9 +349,7 @@ void Qcow2Layer::flush(Request& request) {
 }
 
 Detached Qcow2Layer::run_flush(Request& request) {
-  ++in_flight_;
   const int error = co_await flusher_.flush();
-  --in_flight_;
   request.done(request, error);
 }
 
@@ -356,28 +359,33 @@ Result<void> Qcow2Layer::resize(Bytes size) {
   if (image_.read_only) return Error(ErrorKind::kPermission, what + "opened read-only", EROFS);
   if (size.v % kSectorSize != 0)
     return Error(ErrorKind::kInvalid, what + num(size.v) + " is no whole number of sectors");
-  if (size.v < header.size)
-    return Error(ErrorKind::kUnsupported, what + "an image cannot shrink while it is in use");
   if (header.version < 3 && header.snapshots > 0)
     return Error(ErrorKind::kUnsupported,
                  what + "version 2 does not record the sizes of its internal snapshots");
   const uint64_t entries = image_.g.l1_entries_for(size.v);
   if (size.v > INT64_MAX || entries * 8 > kMaxL1Bytes)
     return Error(ErrorKind::kUnsupported, what + num(size.v) + " is too large for its clusters");
-  tables_.grow_l1(entries);
-  header.size = size.v;
-  info_.size = size;
-  flusher_.header_changed();
-  // With requests under way the next flush makes it so.
-  if (in_flight_ > 0) return {};
-  NodePtr node = std::exchange(image_.file, make_blocking_node(image_.blocking));
-  int error = EIO;
-  [](Qcow2Layer& layer, int& result) -> Detached { result = co_await layer.flusher_.flush(); }(
-                                         *this, error);
-  image_.file = std::move(node);
+  const int error = run_blocking([&]() { return change_size(size.v); });
   VBDKIT_TRY(image_.file->refresh_size());
-  if (error != 0) return Error::from_errno(error, what + "writing the new size");
+  if (error != 0) return Error::from_errno(error, what + "writing it");
   return {};
+}
+
+Task<int> Qcow2Layer::change_size(uint64_t size) {
+  Header& header = image_.header;
+  const uint64_t old = header.size;
+  int error = 0;
+  if (size < old) error = co_await writer_.clear(size, old, ClusterWriter::Clear::kUnmap);
+  if (error != 0) co_return error;
+  tables_.grow_l1(image_.g.l1_entries_for(size));
+  header.size = size;
+  info_.size = Bytes{size};
+  flusher_.header_changed();
+  // New space is zero, whatever a larger parent holds there.
+  const uint64_t shown = std::min(size, below_ != nullptr ? below_->size_below() : 0);
+  if (shown > old) error = co_await writer_.clear(old, shown, ClusterWriter::Clear::kUnmap);
+  if (error == 0) error = co_await flusher_.flush();
+  co_return error;
 }
 
 }  // namespace vbdkit::drivers::qcow2

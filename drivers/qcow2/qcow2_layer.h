@@ -52,6 +52,10 @@ class Qcow2Layer final : public Layer {
   Detached run_read(Request& request);
   Task<int> read_cluster(const Request& request, uint64_t from, uint64_t to);
   Detached run_flush(Request& request);
+  Task<int> change_size(uint64_t size);
+  // Runs a task to its end, with file I/O that blocks.
+  template <typename MakeTask>
+  int run_blocking(MakeTask make_task);
   int close();
 
   LayerInfo info_;
@@ -66,7 +70,6 @@ class Qcow2Layer final : public Layer {
   CompressedReader compressed_;
   ClusterWriter writer_;
   ParentReader* below_ = nullptr;
-  unsigned in_flight_ = 0;
 };
 
 }  // namespace vbdkit::drivers::qcow2

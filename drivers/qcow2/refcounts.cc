@@ -95,14 +95,24 @@ Task<int> Refcounts::add(std::vector<HostRange>& ranges) {
   co_return 0;
 }
 
-// The space goes back to the file system before anybody writes there again.
-Task<int> Refcounts::release(uint64_t first, uint64_t count) {
-  if (count == 0) co_return 0;
+// Clusters that are about to be free: their space goes back to the file system while nobody can
+// take them yet.
+Task<int> Refcounts::discard_last_uses(const SliceRef& slice, uint64_t first, uint64_t count) {
   const Geometry& g = image_.g;
-  cache_.drop(image_, first << g.cluster_bits, count << g.cluster_bits);
-  if (image_.file->info().can_discard)
-    co_await image_.discard(first << g.cluster_bits, count << g.cluster_bits);
-  space_.add_free(first, count);
+  const uint64_t at = first % g.refcounts_per_slice();
+  uint64_t run = 0;
+  for (uint64_t i = 0; i <= count; ++i) {
+    if (i < count && g.get_refcount(slice.bytes(), at + i) == 1) {
+      ++run;
+      continue;
+    }
+    if (run == 0) continue;
+    const uint64_t offset = (first + i - run) << g.cluster_bits;
+    cache_.drop(image_, offset, run << g.cluster_bits);
+    // It is free whether or not the file system takes it.
+    if (image_.file->info().can_discard) co_await image_.discard(offset, run << g.cluster_bits);
+    run = 0;
+  }
   co_return 0;
 }
 
@@ -113,25 +123,18 @@ Task<int> Refcounts::subtract(std::vector<HostRange>& ranges) {
     SliceRef slice;
     const int error = co_await slice_of(range.first, false, slice);
     if (error != 0) co_return error;
-    const uint64_t base = range.first - range.first % g.refcounts_per_slice();
-    const uint64_t at = range.first - base;
+    const uint64_t at = range.first % g.refcounts_per_slice();
     const uint64_t count = std::min(range.count, g.refcounts_per_slice() - at);
-    uint64_t freed = 0;  // in a row, so far
-    for (uint64_t i = at; i < at + count; ++i) {
-      const uint64_t refcount = g.get_refcount(slice.bytes(), i);
+    co_await discard_last_uses(slice, range.first, count);
+    for (uint64_t i = 0; i < count; ++i) {
+      const uint64_t refcount = g.get_refcount(slice.bytes(), at + i);
       if (refcount == 0)
-        co_return image_.mark_corrupt("cluster " + std::to_string(base + i) +
+        co_return image_.mark_corrupt("cluster " + std::to_string(range.first + i) +
                                       " was in use uncounted");
-      g.set_refcount(slice.bytes(), i, refcount - 1);
-      if (refcount == 1) {
-        ++freed;
-      } else {
-        co_await release(base + i - freed, freed);
-        freed = 0;
-      }
+      g.set_refcount(slice.bytes(), at + i, refcount - 1);
+      if (refcount == 1) space_.add_free(range.first + i, 1);
     }
     mark_dirty(slice);
-    co_await release(base + at + count - freed, freed);
     range.first += count;
     range.count -= count;
     if (range.count == 0) ranges.pop_back();

@@ -41,7 +41,7 @@ class Refcounts {
   Task<int> write_new_table();
   Task<int> link_new();
   void mark_dirty(const SliceRef& slice);
-  Task<int> release(uint64_t first, uint64_t count);
+  Task<int> discard_last_uses(const SliceRef& slice, uint64_t first, uint64_t count);
 
   Image& image_;
   SliceCache& cache_;

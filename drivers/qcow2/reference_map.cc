@@ -265,7 +265,7 @@ Result<void> write_refcounts(MetadataFile& file, Header& header, ReferenceMap& m
                              std::vector<uint64_t> table) {
   const Geometry& g = header.geometry;
   const uint64_t per_block = g.refcounts_per_block();
-  uint64_t next = std::max(map.end(), g.clusters_for(file.size()));
+  uint64_t next = map.end();
   // New blocks and a new table are themselves clusters to be counted: again until all are.
   const uint64_t old_offset = header.refcount_table_offset;
   const uint64_t old_clusters = header.refcount_table_clusters;

@@ -69,7 +69,7 @@ struct Walk {
 Result<Walk> walk_references(const MetadataFile& file, const Header& header, Findings& findings);
 
 // Makes the refcounts in the file those of the map, with new blocks and a new table where needed
-// (which are added to the map and go to the file's end); then `header` and the file's header point
+// (which are added to the map and go behind all else); then `header` and the file's header point
 // at them.
 Result<void> write_refcounts(MetadataFile& file, Header& header, ReferenceMap& map,
                              std::vector<uint64_t> refcount_table);

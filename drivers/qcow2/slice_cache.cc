@@ -57,13 +57,6 @@ SliceRef SliceCache::find(const Image& image, uint64_t offset) {
   return {*this, *found->second};
 }
 
-SliceRef SliceCache::create(const Image& image, uint64_t offset) {
-  Slice& slice = insert(image, offset);
-  memset(slice.data.data(), 0, slice.data.size());
-  slice.ready = true;
-  return {*this, slice};
-}
-
 namespace {
 
 struct SliceReady {

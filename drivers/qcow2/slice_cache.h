@@ -69,8 +69,6 @@ class SliceCache {
   // An empty SliceRef where it is not here.
   SliceRef find(const Image& image, uint64_t offset);
   Task<Loaded> load(Image& image, uint64_t offset);
-  // A slice of zeroes, for a place in the file that holds nothing yet.
-  SliceRef create(const Image& image, uint64_t offset);
   // Forgets what an image (that nobody holds slices of) has here.
   void drop(const Image& image);
   // Forgets slices of [offset, offset + length), which belongs to something else now.

@@ -33,6 +33,7 @@ class Tables {
   }
 
   void mark_dirty(const SliceRef& slice);
+  bool clean() const { return dirty_.empty() && dirty_l1_.empty() && !l1_moves_; }
   size_t dirty_slices() const { return dirty_.size(); }
   // Counts changes of entries.
   uint64_t changes() const { return changes_; }
