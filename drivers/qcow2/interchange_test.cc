@@ -46,7 +46,7 @@ class Qcow2Interchange : public testing::TestWithParam<Case> {
         std::to_string(kSize));
   }
   void qemu_io(const std::string& name, const std::string& commands) {
-    run("qemu-io -f qcow2 " + commands + " " + name + " >/dev/null");
+    run("qemu-io -f qcow2 " + commands + " " + name + " >io.log && ! grep -q failed io.log");
   }
 
   // What QEMU reads from the image.
@@ -212,15 +212,21 @@ TEST_P(Qcow2Interchange, GrownImagesHoldWhatTheyHeld) {
   create("a");
   std::vector<uint8_t> model(kSize);
   ASSERT_NO_FATAL_FAILURE(scribble("a", model, 40));
+  // Far enough for a larger L1 table.
+  const auto info = read_info(disk_.path("a"));
+  ASSERT_TRUE(info.ok()) << info.error().message();
+  const uint64_t size = info->header.geometry.l2_span() * 300;
   ASSERT_NO_FATAL_FAILURE(disk_.open("qcow2:" + disk_.path("a")));
-  const auto grown = disk_.node().resize(Bytes{kSize * 40});
+  const auto grown = disk_.node().resize(Bytes{size});
   ASSERT_TRUE(grown.ok()) << grown.error().message();
-  disk_.write(kSize * 40 - 4096, std::vector<uint8_t>(4096, 0x5a));
+  disk_.write(size - 4096, std::vector<uint8_t>(4096, 0x5a));
   disk_.close();
   expect_clean("a");
-  model.resize(kSize * 40);
-  std::fill(model.end() - 4096, model.end(), uint8_t{0x5a});
+  qemu_io("a", "-c 'read -P 0x5a " + std::to_string(size - 4096) + " 4k' -c 'read -P 0 " +
+                   std::to_string(size - 8192) + " 4k'");
+  run("qemu-img resize -q -f qcow2 --shrink a " + std::to_string(kSize));
   EXPECT_TRUE(model == qemu_reads("a"));
+  expect_same("a");
 }
 
 std::vector<Case> cases() {

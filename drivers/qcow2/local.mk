@@ -53,7 +53,11 @@ check_PROGRAMS += \
   drivers/qcow2/qcow2_crash_test \
   drivers/qcow2/qcow2_interchange_test \
   drivers/qcow2/qcow2_layout_test
-# Not among TESTS, and qcow2 not in the registry, until all of these pass.
+TESTS += \
+  drivers/qcow2/qcow2_conformance_test \
+  drivers/qcow2/qcow2_crash_test \
+  drivers/qcow2/qcow2_interchange_test \
+  drivers/qcow2/qcow2_layout_test
 drivers_qcow2_qcow2_conformance_test_SOURCES = \
   drivers/allocation_count.cc \
   drivers/allocation_count.h \
