@@ -74,12 +74,16 @@ Subject block_device(std::string name, uint32_t sector_size) {
           .resizable = false};
 }
 
+// A filter over a raw image.
+Subject filtered(std::string name, const std::string& filters) {
+  return {.name = std::move(name),
+          .create = storage_by_spec(
+              [filters](const std::string& path, uint64_t) { return filters + "|raw:" + path; })};
+}
+
 // Limits so high that nothing waits long, and one low enough that requests stand in line.
 Subject throttled(std::string name, const std::string& limits) {
-  return {.name = std::move(name),
-          .create = storage_by_spec([limits](const std::string& path, uint64_t) {
-            return "throttle" + limits + "|raw:" + path;
-          })};
+  return filtered(std::move(name), "throttle" + limits);
 }
 
 std::vector<Subject> subjects() {
@@ -102,6 +106,8 @@ std::vector<Subject> subjects() {
       on_capricious(raw_with("RawWithoutFallocate", ""),
                     {.refuses_punch = true, .refuses_zero_range = true}),
       on_capricious(raw_with("RawWithoutZeroRange", ",align=4K"), {.refuses_zero_range = true}),
+      filtered("Log", "log:level=debug"),
+      filtered("LogTwice", "log:level=debug,name=a|log:level=debug,ops=read,name=b"),
       memory("Ram", "ram"),
       memory("Null", "null"),
       throttled("ThrottleWithoutLimits", ""),

@@ -8,6 +8,7 @@
 
 namespace vbdkit::drivers {
 
+DriverEntry log_driver();
 DriverEntry null_driver();
 DriverEntry qcow2_driver();
 DriverEntry ram_driver();

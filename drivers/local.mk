@@ -7,6 +7,8 @@ libdrivers_la_SOURCES = \
   drivers/file_probe.cc \
   drivers/file_probe.h \
   drivers/iov.h \
+  drivers/log_filter.cc \
+  drivers/log_filter.h \
   drivers/memory_leaf.cc \
   drivers/memory_leaf.h \
   drivers/node.h \
@@ -21,6 +23,7 @@ libdrivers_la_SOURCES = \
   drivers/raw_file.h \
   drivers/registry.cc \
   drivers/registry.h \
+  drivers/request_pool.h \
   drivers/request_queue.h \
   drivers/spec.cc \
   drivers/spec.h \
@@ -41,6 +44,7 @@ drivers_drivers_test_SOURCES = \
   drivers/conformance.h \
   drivers/conformance_test.cc \
   drivers/fault_filter.h \
+  drivers/log_filter_test.cc \
   drivers/loop_device.h \
   drivers/raw_test.cc \
   drivers/spec_test.cc \

@@ -7,7 +7,8 @@ namespace vbdkit::drivers {
 
 std::span<const DriverEntry> driver_table() {
   static const DriverEntry table[] = {
-      null_driver(), qcow2_driver(), ram_driver(), raw_driver(), throttle_driver(), vhd_driver(),
+      log_driver(), null_driver(),     qcow2_driver(), ram_driver(),
+      raw_driver(), throttle_driver(), vhd_driver(),
   };
   return table;
 }
