@@ -17,13 +17,20 @@ class StoredRefcounts {
       : file_(file), g_(geometry), table_(table), block_(geometry.cluster_size()) {}
 
   Result<uint64_t> get(uint64_t cluster) {
+    VBDKIT_ASSIGN(const uint8_t* const block, block_of(cluster));
+    if (block == nullptr) return uint64_t{0};
+    return g_.get_refcount(block, cluster % g_.refcounts_per_block());
+  }
+
+  // The block that counts the cluster; nullptr where there is none.
+  Result<const uint8_t*> block_of(uint64_t cluster) {
     const uint64_t index = cluster / g_.refcounts_per_block();
-    if (index >= table_.size() || table_[index] == 0) return uint64_t{0};
+    if (index >= table_.size() || table_[index] == 0) return nullptr;
     if (loaded_ != table_[index]) {
       VBDKIT_TRY(file_.read(table_[index], block_));
       loaded_ = table_[index];
     }
-    return g_.get_refcount(block_.data(), cluster % g_.refcounts_per_block());
+    return block_.data();
   }
 
  private:
@@ -48,6 +55,7 @@ class Checker {
     findings_.note(std::move(message));
   }
   Result<void> compare_refcounts();
+  void compare(uint64_t cluster, uint64_t refcount);
   Result<void> check_copied();
   Result<void> check_copied_table(uint64_t offset, StoredRefcounts& stored);
   Result<void> mend();
@@ -68,27 +76,35 @@ Result<void> Checker::compare_refcounts() {
   StoredRefcounts stored(file_, g_, walk_.refcount_table);
   const uint64_t per_block = g_.refcounts_per_block();
   const uint64_t end = std::max(walk_.map.end(), walk_.refcount_table.size() * per_block);
-  for (uint64_t cluster = 0; cluster < end; ++cluster) {
-    const uint64_t block = cluster / per_block;
-    const bool counted = block < walk_.refcount_table.size() && walk_.refcount_table[block] != 0;
-    // A range that neither side knows of.
-    if (!counted && cluster % per_block == 0 && !walk_.map.any(cluster, per_block)) {
-      cluster += per_block - 1;
+  // In steps that are cheap to skip where neither side knows of anything.
+  const uint64_t step = std::min(per_block, ReferenceMap::kChunk);
+  for (uint64_t first = 0; first < end; first += step) {
+    VBDKIT_ASSIGN(const uint8_t* const block, stored.block_of(first));
+    const bool used = walk_.map.any(first, step);
+    if (block == nullptr && !used) {
+      // Most of a sparse table: whole blocks that are not there.
+      if (first % per_block == 0 && !walk_.map.any(first, per_block)) first += per_block - step;
       continue;
     }
-    VBDKIT_ASSIGN(const uint64_t refcount, stored.get(cluster));
-    const uint64_t references = walk_.map.get(cluster);
-    if (refcount == references) continue;
-    std::string text = "cluster " + std::to_string(cluster) + ": refcount " +
-                       std::to_string(refcount) + ", references " + std::to_string(references);
-    if (refcount > references) {
-      ++result_.leaks;
-      findings_.note("leaked " + std::move(text));
-    } else {
-      mendable(std::move(text));
+    for (uint64_t cluster = first; cluster < first + step; ++cluster) {
+      const uint64_t refcount = block == nullptr ? 0 : g_.get_refcount(block, cluster % per_block);
+      if (refcount != 0 || used) compare(cluster, refcount);
     }
   }
   return {};
+}
+
+void Checker::compare(uint64_t cluster, uint64_t refcount) {
+  const uint64_t references = walk_.map.get(cluster);
+  if (refcount == references) return;
+  std::string text = "cluster " + std::to_string(cluster) + ": refcount " +
+                     std::to_string(refcount) + ", references " + std::to_string(references);
+  if (refcount > references) {
+    ++result_.leaks;
+    findings_.note("leaked " + std::move(text));
+  } else {
+    mendable(std::move(text));
+  }
 }
 
 // "Copied" must be set exactly where the refcount is one, in what the disk's L1 table reaches.
@@ -171,7 +187,7 @@ Result<void> Checker::mend() {
   if (!all && mendable_ != 0) return {};
   if (mendable_ != 0 || result_.leaks != 0) {
     VBDKIT_TRY(write_refcounts(file_, header_, walk_.map, walk_.refcount_table));
-    if (mendable_ != 0) VBDKIT_TRY(set_copied());
+    VBDKIT_TRY(set_copied());
     VBDKIT_TRY(file_.sync());
   }
   result_.corruptions_fixed = std::exchange(mendable_, 0);

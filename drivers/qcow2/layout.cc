@@ -33,6 +33,8 @@ Result<void> read_version_fields(Header& header, std::span<const uint8_t> start)
   if (header.header_length < kV3HeaderLength)
     return corrupt("header length " + num(header.header_length) + " is less than " +
                    num(kV3HeaderLength));
+  if (header.header_length % 8 != 0)
+    return corrupt("header length " + num(header.header_length) + " is not a multiple of 8");
   if (header.header_length > header.geometry.cluster_size() || header.header_length > start.size())
     return corrupt("header length " + num(header.header_length) + " is more than a cluster");
   if (header.geometry.refcount_order > 6)

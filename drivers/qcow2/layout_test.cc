@@ -118,6 +118,7 @@ std::vector<Hostile> hostile_headers() {
       {"UnknownUnnamed", put64(72, uint64_t{1} << 40), "bit 40"},
       {"RefcountWidth", put32(96, 7), "at most 64"},
       {"HeaderShort", put32(100, 80), "less than 104"},
+      {"HeaderOdd", put32(100, 105), "not a multiple of 8"},
       {"HeaderLong", put32(100, 1 << 20), "more than a cluster"},
       {"CompressionUnmarked", [](Bytes8& b) { b[104] = 1; }, "contradicts"},
       {"CompressionUnknown",

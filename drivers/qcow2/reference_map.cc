@@ -10,6 +10,11 @@ namespace {
 
 constexpr uint64_t kMaxBitmaps = 65535;
 constexpr uint64_t kMaxBitmapDirectory = kMaxBitmaps * 1064;
+constexpr uint64_t kMaxBitmapTableBytes = uint64_t{8} << 20;
+// The L1 tables of all internal snapshots and the tables of all bitmaps together: 512 MiB, a
+// thousand snapshots of 32 TiB. Without a limit, tables that lie over each other would make a small
+// file take hours.
+constexpr uint64_t kMaxTableEntries = uint64_t{64} << 20;
 
 std::string at_text(const char* what, uint64_t offset) {
   return std::string(what) + " at " + std::to_string(offset);
@@ -23,7 +28,24 @@ class Walker {
   Result<Walk> run();
 
  private:
+  struct Clusters {
+    uint64_t first;
+    uint64_t end;
+  };
+  // What nothing else may lie in.
+  struct Area {
+    const char* what;
+    uint64_t offset;
+    Clusters clusters;
+  };
+
+  // Of a range that begins inside the file, as far as the file goes.
+  Clusters clusters_of(uint64_t offset, uint64_t bytes) const;
   Result<void> count(const char* what, uint64_t offset, uint64_t bytes, uint64_t references = 1);
+  Result<void> count_alone(const char* what, uint64_t offset, uint64_t bytes);
+  Result<void> spend(uint64_t table_entries);
+  void check_alone();
+  void check_alone(const Area& area, uint64_t references);
   bool valid_cluster(const char* what, uint64_t offset);
   Result<void> refcount_table();
   Result<void> l1_table(uint64_t offset, uint64_t entries, bool active);
@@ -37,7 +59,14 @@ class Walker {
   Findings& findings_;
   Walk walk_;
   uint64_t last_host_ = 0;
+  uint64_t table_entries_ = 0;  // of snapshots and bitmaps, looked at so far
+  std::vector<Area> alone_;     // but for L2 tables
 };
+
+Walker::Clusters Walker::clusters_of(uint64_t offset, uint64_t bytes) const {
+  const uint64_t last = std::min(offset + bytes, align_up(file_.size(), g_.cluster_size())) - 1;
+  return {offset >> g_.cluster_bits, (last >> g_.cluster_bits) + 1};
+}
 
 Result<void> Walker::count(const char* what, uint64_t offset, uint64_t bytes, uint64_t references) {
   if (bytes == 0) return {};
@@ -45,11 +74,35 @@ Result<void> Walker::count(const char* what, uint64_t offset, uint64_t bytes, ui
     findings_.corruption(at_text(what, offset) + " is beyond the end of the file");
     return {};
   }
-  const uint64_t first = offset >> g_.cluster_bits;
-  const uint64_t last =
-      std::min(offset + bytes - 1, align_up(file_.size(), g_.cluster_size()) - 1) >>
-      g_.cluster_bits;
-  return walk_.map.add(first, last - first + 1, references);
+  const Clusters clusters = clusters_of(offset, bytes);
+  return walk_.map.add(clusters.first, clusters.end - clusters.first, references);
+}
+
+Result<void> Walker::count_alone(const char* what, uint64_t offset, uint64_t bytes) {
+  if (bytes != 0 && range_inside(offset, 1, file_.size()))
+    alone_.push_back({what, offset, clusters_of(offset, bytes)});
+  return count(what, offset, bytes);
+}
+
+Result<void> Walker::spend(uint64_t table_entries) {
+  table_entries_ += table_entries;
+  if (table_entries_ <= kMaxTableEntries) return {};
+  return Error(ErrorKind::kUnsupported,
+               "its internal snapshots and bitmaps have more tables than can be checked");
+}
+
+void Walker::check_alone() {
+  for (const Area& area : alone_) check_alone(area, 1);
+  for (const auto& [offset, use] : walk_.l2_tables)
+    check_alone({"L2 table", offset, clusters_of(offset, g_.cluster_size())}, use.references);
+}
+
+void Walker::check_alone(const Area& area, uint64_t references) {
+  for (uint64_t cluster = area.clusters.first; cluster < area.clusters.end; ++cluster) {
+    if (walk_.map.get(cluster) == references) continue;
+    findings_.corruption(at_text(area.what, area.offset) + " shares its place with other things");
+    return;
+  }
 }
 
 bool Walker::valid_cluster(const char* what, uint64_t offset) {
@@ -60,7 +113,7 @@ bool Walker::valid_cluster(const char* what, uint64_t offset) {
 
 Result<void> Walker::refcount_table() {
   VBDKIT_TRY(
-      count("refcount table", header_.refcount_table_offset, header_.refcount_table_bytes()));
+      count_alone("refcount table", header_.refcount_table_offset, header_.refcount_table_bytes()));
   VBDKIT_ASSIGN(walk_.refcount_table, file_.read_table(header_.refcount_table_offset,
                                                        header_.refcount_table_bytes() / 8));
   std::set<uint64_t> seen;
@@ -73,13 +126,13 @@ Result<void> Walker::refcount_table() {
       entry = 0;
       continue;
     }
-    VBDKIT_TRY(count("refcount block", entry, g_.cluster_size()));
+    VBDKIT_TRY(count_alone("refcount block", entry, g_.cluster_size()));
   }
   return {};
 }
 
 Result<void> Walker::l1_table(uint64_t offset, uint64_t entries, bool active) {
-  VBDKIT_TRY(count("L1 table", offset, entries * 8));
+  VBDKIT_TRY(count_alone("L1 table", offset, entries * 8));
   VBDKIT_ASSIGN(std::vector<uint64_t> table, file_.read_table(offset, entries));
   for (uint64_t i = 0; i < entries; ++i) {
     const uint64_t l2 = table[i] & kOffsetMask;
@@ -140,12 +193,13 @@ Result<void> Walker::snapshots() {
     if (!snapshot) {
       findings_.corruption("internal snapshot " + std::to_string(i) + ": " +
                            snapshot.error().message());
-      return count("snapshot table", start, bytes - rest.size());
+      return count_alone("snapshot table", start, bytes - rest.size());
     }
+    VBDKIT_TRY(spend(snapshot->l1_entries));
     VBDKIT_TRY(l1_table(snapshot->l1_offset, snapshot->l1_entries, false));
     rest = rest.subspan(std::min<uint64_t>(snapshot->entry_length, rest.size()));
   }
-  return count("snapshot table", start, bytes - rest.size());
+  return count_alone("snapshot table", start, bytes - rest.size());
 }
 
 Result<void> Walker::bitmaps() {
@@ -157,7 +211,7 @@ Result<void> Walker::bitmaps() {
     findings_.corruption("the bitmap directory is outside the file or too large");
     return {};
   }
-  VBDKIT_TRY(count("bitmap directory", ext.directory_offset, ext.directory_size));
+  VBDKIT_TRY(count_alone("bitmap directory", ext.directory_offset, ext.directory_size));
   std::vector<uint8_t> directory(ext.directory_size);
   VBDKIT_TRY(file_.read(ext.directory_offset, directory));
   uint64_t at = 0;
@@ -171,11 +225,13 @@ Result<void> Walker::bitmaps() {
     const uint64_t table_offset = load_be<uint64_t>(entry);
     const uint64_t entries = load_be<uint32_t>(entry + 8);
     at += align_up(kFixed + load_be<uint16_t>(entry + 18) + load_be<uint32_t>(entry + 20), 8);
-    if (!range_inside(table_offset, entries * 8, file_.size())) {
-      findings_.corruption("a bitmap's table is outside the file");
+    if (entries * 8 > kMaxBitmapTableBytes ||
+        !range_inside(table_offset, entries * 8, file_.size())) {
+      findings_.corruption("a bitmap's table is outside the file or too large");
       continue;
     }
-    VBDKIT_TRY(count("bitmap table", table_offset, entries * 8));
+    VBDKIT_TRY(spend(entries));
+    VBDKIT_TRY(count_alone("bitmap table", table_offset, entries * 8));
     VBDKIT_ASSIGN(const std::vector<uint64_t> table, file_.read_table(table_offset, entries));
     for (const uint64_t value : table) {
       const uint64_t host = value & kOffsetMask;
@@ -187,12 +243,13 @@ Result<void> Walker::bitmaps() {
 }
 
 Result<Walk> Walker::run() {
-  VBDKIT_TRY(count("header", 0, g_.cluster_size()));
+  VBDKIT_TRY(count_alone("header", 0, g_.cluster_size()));
   VBDKIT_TRY(refcount_table());
   if (header_.l1_entries > 0) VBDKIT_TRY(l1_table(header_.l1_offset, header_.l1_entries, true));
   VBDKIT_TRY(snapshots());
   VBDKIT_TRY(bitmaps());
   for (const auto& [offset, use] : walk_.l2_tables) VBDKIT_TRY(l2_table(offset, use));
+  check_alone();
   return std::move(walk_);
 }
 
@@ -298,7 +355,12 @@ Result<void> write_refcounts(MetadataFile& file, Header& header, ReferenceMap& m
     if (table[i] == 0) continue;
     std::fill(block.begin(), block.end(), uint8_t{0});
     for (uint64_t k = 0; k < per_block; ++k) {
-      const uint64_t count = map.get(i * per_block + k);
+      const uint64_t cluster = i * per_block + k;
+      if (cluster % ReferenceMap::kChunk == 0 && !map.any(cluster, ReferenceMap::kChunk)) {
+        k += ReferenceMap::kChunk - 1;
+        continue;
+      }
+      const uint64_t count = map.get(cluster);
       if (count > g.max_refcount())
         return Error(ErrorKind::kCorrupt, file.path() + ": a refcount of " + std::to_string(count) +
                                               " does not fit in " +
