@@ -67,6 +67,8 @@ Result<GraphSpec> parse_graph_json(std::string_view text) {
     root = json::parse(text);
   } catch (const json::parse_error& e) {
     return invalid("not valid JSON, at byte " + std::to_string(e.byte));
+  } catch (const json::out_of_range&) {
+    return invalid("not valid JSON: a number is out of range");
   }
   GraphSpec graph;
   for (const json* object = &root;;) {

@@ -112,6 +112,7 @@ constexpr Refusal kRefusals[] = {
     {"raw:/a|", "raw: not a filter, so nothing may follow"},
     {"throttle|", "unknown driver '' (known: DRIVERS)"},
     {"{", "not valid JSON, at byte 2"},
+    {R"({"driver":"null","size":3e999})", "not valid JSON: a number is out of range"},
     {"{}", "a node needs the key 'driver' with a string"},
     {R"({"driver":5})", "a node needs the key 'driver' with a string"},
     {R"({"driver":"raw","path":5})", "raw: key 'path': expected a string"},
