@@ -1,52 +1,53 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# libFuzzer targets: ./configure --enable-fuzzers CXX=clang++; then
-#   tests/fuzz/NAME_fuzz -max_total_time=60 CORPUS_DIR
-# Each compiles what it fuzzes itself, so that it is instrumented.
-FUZZ_COMPILE = $(AM_CXXFLAGS) -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
-FUZZ_LINK = $(AM_LDFLAGS) -fsanitize=fuzzer,address,undefined
+# libFuzzer targets: ./dev fuzz builds and runs them, each beside its seeds in NAME-corpus (both
+# qcow2 targets share theirs). By hand: ./configure --enable-fuzzers CXX=clang++, which instruments
+# everything.
+FUZZ_TARGETS = \
+  tests/fuzz/nbd_fuzz \
+  tests/fuzz/qcow2_disk_fuzz \
+  tests/fuzz/qcow2_fuzz \
+  tests/fuzz/spec_fuzz \
+  tests/fuzz/vhd_disk_fuzz \
+  tests/fuzz/vhd_fuzz
+FUZZ_LINK = $(AM_LDFLAGS) -fsanitize=fuzzer
+
+.PHONY: fuzz-programs
+fuzz-programs: $(FUZZ_TARGETS)
 
 if FUZZERS
-noinst_PROGRAMS += tests/fuzz/nbd_fuzz
+noinst_PROGRAMS += $(FUZZ_TARGETS)
+
 tests_fuzz_nbd_fuzz_SOURCES = \
   backend/nbd/negotiation.cc \
   backend/nbd/protocol.cc \
   tests/fuzz/nbd_fuzz.cc
-tests_fuzz_nbd_fuzz_CXXFLAGS = $(FUZZ_COMPILE)
+tests_fuzz_nbd_fuzz_CXXFLAGS = $(AM_CXXFLAGS)
 tests_fuzz_nbd_fuzz_LDFLAGS = $(FUZZ_LINK)
+tests_fuzz_nbd_fuzz_LDADD = libbase.la
 
-noinst_PROGRAMS += tests/fuzz/qcow2_fuzz
-tests_fuzz_qcow2_fuzz_SOURCES = \
-  drivers/chain/image_file.cc \
-  drivers/qcow2/check.cc \
-  drivers/qcow2/decompress.cc \
-  drivers/qcow2/geometry.cc \
-  drivers/qcow2/info.cc \
-  drivers/qcow2/layout.cc \
-  drivers/qcow2/metadata_file.cc \
-  drivers/qcow2/reference_map.cc \
-  tests/fuzz/qcow2_fuzz.cc
-tests_fuzz_qcow2_fuzz_CXXFLAGS = $(FUZZ_COMPILE)
+tests_fuzz_qcow2_fuzz_SOURCES = tests/fuzz/qcow2_fuzz.cc
 tests_fuzz_qcow2_fuzz_LDFLAGS = $(FUZZ_LINK)
 tests_fuzz_qcow2_fuzz_LDADD = libdrivers.la
 
-noinst_PROGRAMS += tests/fuzz/spec_fuzz
-tests_fuzz_spec_fuzz_SOURCES = \
-  drivers/options.cc \
-  drivers/spec.cc \
-  drivers/spec_json.cc \
-  tests/fuzz/spec_fuzz.cc
-tests_fuzz_spec_fuzz_CXXFLAGS = $(FUZZ_COMPILE)
+tests_fuzz_qcow2_disk_fuzz_SOURCES = \
+  tests/fuzz/disk_in_use.h \
+  tests/fuzz/qcow2_disk_fuzz.cc
+tests_fuzz_qcow2_disk_fuzz_LDFLAGS = $(FUZZ_LINK)
+tests_fuzz_qcow2_disk_fuzz_LDADD = libdrivers.la
+
+tests_fuzz_spec_fuzz_SOURCES = tests/fuzz/spec_fuzz.cc
 tests_fuzz_spec_fuzz_LDFLAGS = $(FUZZ_LINK)
 tests_fuzz_spec_fuzz_LDADD = libdrivers.la
 
-noinst_PROGRAMS += tests/fuzz/vhd_fuzz
-tests_fuzz_vhd_fuzz_SOURCES = \
-  drivers/vhd/layout.cc \
-  drivers/vhd/locator.cc \
-  tests/fuzz/vhd_fuzz.cc
-tests_fuzz_vhd_fuzz_CXXFLAGS = $(FUZZ_COMPILE)
+tests_fuzz_vhd_fuzz_SOURCES = tests/fuzz/vhd_fuzz.cc
 tests_fuzz_vhd_fuzz_LDFLAGS = $(FUZZ_LINK)
-tests_fuzz_vhd_fuzz_LDADD = libbase.la
+tests_fuzz_vhd_fuzz_LDADD = libdrivers.la
+
+tests_fuzz_vhd_disk_fuzz_SOURCES = \
+  tests/fuzz/disk_in_use.h \
+  tests/fuzz/vhd_disk_fuzz.cc
+tests_fuzz_vhd_disk_fuzz_LDFLAGS = $(FUZZ_LINK)
+tests_fuzz_vhd_disk_fuzz_LDADD = libdrivers.la
 endif
 EXTRA_DIST += \
   tests/fuzz/nbd-corpus/export-name \
@@ -58,6 +59,7 @@ EXTRA_DIST += \
   tests/fuzz/qcow2-corpus/data \
   tests/fuzz/qcow2-corpus/snapshots \
   tests/fuzz/qcow2-corpus/version2 \
+  tests/fuzz/spec-corpus/huge-number \
   tests/fuzz/spec-corpus/json \
   tests/fuzz/spec-corpus/memory \
   tests/fuzz/spec-corpus/text \
