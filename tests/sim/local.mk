@@ -118,6 +118,7 @@ simtest_cppflags = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 simtest_ldadd = tests/sim/libsimguest.la libbase.la $(GTEST_LIBS)
 
 simtests = \
+  tests/sim/backend_events_test \
   tests/sim/qdisk_test \
   tests/sim/ring_queue_test \
   tests/sim/world_test \
@@ -137,7 +138,16 @@ tests_sim_world_test_SOURCES = tests/sim/world_test.cc
 tests_sim_world_test_CPPFLAGS = $(simtest_cppflags)
 tests_sim_world_test_LDADD = $(simtest_ldadd)
 
-tests_sim_xenlibs_test_SOURCES = tests/sim/xenlibs_test.cc
+tests_sim_backend_events_test_SOURCES = \
+  tests/sim/backend_events_test.cc \
+  tests/sim/xenlibs_main.cc
+tests_sim_backend_events_test_CPPFLAGS = $(simtest_cppflags) $(XENEVTCHN_CFLAGS)
+tests_sim_backend_events_test_LDADD = tests/sim/libsimguest.la libxenhandles.la libio.la libbase.la \
+  -lgtest -lpthread
+
+tests_sim_xenlibs_test_SOURCES = \
+  tests/sim/xenlibs_main.cc \
+  tests/sim/xenlibs_test.cc
 tests_sim_xenlibs_test_CPPFLAGS = $(simtest_cppflags) $(XENEVTCHN_CFLAGS) $(XENGNTTAB_CFLAGS)
 tests_sim_xenlibs_test_LDADD = tests/sim/libsimguest.la libbase.la $(XENEVTCHN_LIBS) \
   $(XENGNTTAB_LIBS) -lgtest -lpthread

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// The replacement libraries through their C interface, as a backend sees them: this program names
-// only the ordinary sonames, and starts itself anew with LD_LIBRARY_PATH to get ours.
+// The replacement libraries through their C interface, as a backend sees them (xenlibs_main.cc).
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
@@ -340,17 +339,3 @@ TEST_F(XenLibs, CountersCountWhatWasAsked) {
 
 }  // namespace
 }  // namespace vbdkit::sim
-
-int main(int argc, char** argv) {
-  const std::string libraries = vbdkit::sim::build_dir() + "/xenlibs";
-  const char* now = std::getenv("LD_LIBRARY_PATH");
-  if (now == nullptr || !std::string(now).starts_with(libraries)) {
-    ::setenv("LD_LIBRARY_PATH",
-             now == nullptr ? libraries.c_str() : (libraries + ":" + now).c_str(), 1);
-    ::execv("/proc/self/exe", argv);
-    std::cerr << "cannot start again with " << libraries << "\n";
-    return 1;
-  }
-  ::testing::InitGoogleTest(&argc, argv);
-  return RUN_ALL_TESTS();
-}
