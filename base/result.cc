@@ -2,6 +2,7 @@
 #include "base/result.h"
 
 #include <cstring>
+#include <utility>
 
 namespace vbdkit {
 namespace {
@@ -69,6 +70,9 @@ int errno_of_kind(ErrorKind k) {
 }
 
 }  // namespace
+
+Error::Error(ErrorKind kind, std::string message, int sys_errno)
+    : kind_(kind), errno_(sys_errno), message_(std::move(message)) {}
 
 std::string_view to_string(ErrorKind kind) {
   switch (kind) {

@@ -30,13 +30,14 @@ enum class ErrorKind {
 // The kind's name as printed in --json output and logs: "invalid", "not-found", …
 std::string_view to_string(ErrorKind kind);
 
+// Its makers are cold, and with them the branches that call them: the linker puts those aside,
+// where they cost a running instance no memory.
 class [[nodiscard]] Error {
  public:
-  Error(ErrorKind kind, std::string message, int sys_errno = 0)
-      : kind_(kind), errno_(sys_errno), message_(std::move(message)) {}
+  [[gnu::cold]] Error(ErrorKind kind, std::string message, int sys_errno = 0);
 
   // `what` names the operation and its object ("raw: open /srv/a.img"); the reason is strerror's.
-  static Error from_errno(int sys_errno, std::string_view what);
+  [[gnu::cold]] static Error from_errno(int sys_errno, std::string_view what);
 
   ErrorKind kind() const { return kind_; }
   const std::string& message() const { return message_; }
@@ -44,7 +45,7 @@ class [[nodiscard]] Error {
   int sys_errno() const;
 
   // "prefix: message": adds who was asking, on the way up.
-  Error context(std::string_view prefix) &&;
+  [[gnu::cold]] Error context(std::string_view prefix) &&;
 
  private:
   ErrorKind kind_;
@@ -95,10 +96,11 @@ class [[nodiscard]] Result<void> {
 }  // namespace vbdkit
 
 // Returns the error of a Result expression to the caller, or goes on.
-#define VBDKIT_TRY(expr)                                                 \
-  do {                                                                   \
-    auto vbdkit_try_result = (expr);                                     \
-    if (!vbdkit_try_result) return std::move(vbdkit_try_result).error(); \
+#define VBDKIT_TRY(expr)                           \
+  do {                                             \
+    auto vbdkit_try_result = (expr);               \
+    if (!vbdkit_try_result) [[unlikely]]           \
+      return std::move(vbdkit_try_result).error(); \
   } while (0)
 
 #define VBDKIT_TRY_CONCAT2(a, b) a##b
@@ -106,6 +108,6 @@ class [[nodiscard]] Result<void> {
 // `VBDKIT_ASSIGN(auto fd, Fd::open(...));`: the value, or the error returned to the caller.
 #define VBDKIT_ASSIGN(decl, expr)                                     \
   auto VBDKIT_TRY_CONCAT(vbdkit_r_, __LINE__) = (expr);               \
-  if (!VBDKIT_TRY_CONCAT(vbdkit_r_, __LINE__))                        \
+  if (!VBDKIT_TRY_CONCAT(vbdkit_r_, __LINE__)) [[unlikely]]           \
     return std::move(VBDKIT_TRY_CONCAT(vbdkit_r_, __LINE__)).error(); \
   decl = std::move(VBDKIT_TRY_CONCAT(vbdkit_r_, __LINE__)).value()
