@@ -220,20 +220,18 @@ SparseBytes CrashRecorder::after_cut(size_t cut, Loss loss, std::mt19937_64& ran
 WriteOracle::WriteOracle(std::vector<std::byte> base) : base_(std::move(base)) {}
 
 uint64_t WriteOracle::submitted(uint64_t offset, uint64_t length, bool zeroes, size_t event) {
-  writes_.push_back({offset, length, zeroes, event, SIZE_MAX, SIZE_MAX});
+  writes_.push_back({.offset = offset, .length = length, .zeroes = zeroes, .submitted = event});
   return writes_.size();
 }
 
-void WriteOracle::completed(uint64_t tag, size_t event) { writes_[tag - 1].completed = event; }
+void WriteOracle::completed(uint64_t tag) { writes_[tag - 1].completion = ++completions_; }
 
 void WriteOracle::completed_durably(uint64_t tag, size_t event) {
-  completed(tag, event);
+  completed(tag);
   writes_[tag - 1].durable = event;
 }
 
-void WriteOracle::flushed(size_t submitted, size_t completed) {
-  flushes_.push_back({submitted, completed});
-}
+void WriteOracle::flushed(uint64_t covers, size_t event) { flushes_.push_back({covers, event}); }
 
 void WriteOracle::fill(uint64_t tag, uint64_t offset, std::span<std::byte> to) {
   for (size_t at = 0; at + sizeof(uint64_t) <= to.size(); at += sizeof(uint64_t)) {
@@ -253,9 +251,9 @@ void WriteOracle::expected(uint64_t tag, uint64_t sector, std::span<std::byte> t
 }
 
 std::string WriteOracle::check(size_t cut, std::span<const std::byte> disk) const {
-  size_t flush = 0;
+  uint64_t covered = 0;
   for (const Flush& f : flushes_)
-    if (f.completed <= cut) flush = std::max(flush, f.submitted);
+    if (f.completed <= cut) covered = std::max(covered, f.covers);
   std::array<std::byte, kSectorSize> content;
   for (uint64_t sector = 0; (sector + 1) * kSectorSize <= disk.size(); ++sector) {
     const uint64_t offset = sector * kSectorSize;
@@ -268,7 +266,7 @@ std::string WriteOracle::check(size_t cut, std::span<const std::byte> disk) cons
     for (uint64_t tag = 1; tag <= writes_.size(); ++tag) {
       const Write& w = writes_[tag - 1];
       if (w.submitted >= cut || offset < w.offset || offset >= w.offset + w.length) continue;
-      if (w.completed <= flush || w.durable <= cut) durable = tag;
+      if (w.completion <= covered || w.durable <= cut) durable = tag;
     }
     for (uint64_t tag = durable + 1; tag <= writes_.size() && !allowed; ++tag) {
       const Write& w = writes_[tag - 1];

@@ -119,10 +119,14 @@ class WriteOracle {
   // A write or write-zeroes of the guest; the events are the recorder's at that time. Returns its
   // tag; fill() makes the content to write from it.
   uint64_t submitted(uint64_t offset, uint64_t length, bool zeroes, size_t event);
-  void completed(uint64_t tag, size_t event);
+  void completed(uint64_t tag);
   // Likewise of a write with FUA.
   void completed_durably(uint64_t tag, size_t event);
-  void flushed(size_t submitted, size_t completed);
+  // A flush covers the writes that had completed when it was submitted. Events cannot tell which:
+  // the disk logs no reads, so a driver may begin a flush and complete a write at the same event.
+  // Returns what flushed() wants to know.
+  uint64_t flush_submitted() const { return completions_; }
+  void flushed(uint64_t covers, size_t event);
   static void fill(uint64_t tag, uint64_t offset, std::span<std::byte> to);
 
   // Empty where `disk` is allowed after a cut at that event; else what is wrong.
@@ -133,13 +137,13 @@ class WriteOracle {
     uint64_t offset = 0;
     uint64_t length = 0;
     bool zeroes = false;
-    size_t submitted = 0;
-    size_t completed = SIZE_MAX;
-    size_t durable = SIZE_MAX;
+    size_t submitted = 0;              // event
+    uint64_t completion = UINT64_MAX;  // which of all completions
+    size_t durable = SIZE_MAX;         // event
   };
   struct Flush {
-    size_t submitted = 0;
-    size_t completed = 0;
+    uint64_t covers = 0;   // completions
+    size_t completed = 0;  // event
   };
 
   void expected(uint64_t tag, uint64_t sector, std::span<std::byte> to) const;
@@ -147,6 +151,7 @@ class WriteOracle {
   std::vector<std::byte> base_;
   std::vector<Write> writes_;  // tag - 1 is the index; tag 0 is the base
   std::vector<Flush> flushes_;
+  uint64_t completions_ = 0;
 };
 
 }  // namespace vbdkit::drivers

@@ -48,7 +48,7 @@ class Qcow2Crash : public testing::TestWithParam<Case> {
     iovec iov{};
     std::vector<std::byte> memory;
     uint64_t tag = 0;
-    size_t submitted = 0;
+    uint64_t covers = 0;  // of a flush
     Qcow2Crash* test = nullptr;
   };
 
@@ -92,9 +92,10 @@ void Qcow2Crash::submit(Op op, uint64_t offset, uint64_t length) {
   io->request.length = length;
   io->request.flags = op == Op::kWriteZeroes && random_() % 2 ? kMayUnmap : 0;
   io->request.done = &Qcow2Crash::completed;
-  io->submitted = recorder_->events();
-  if (op != Op::kFlush)
-    io->tag = oracle_->submitted(offset, length, op == Op::kWriteZeroes, io->submitted);
+  if (op == Op::kFlush)
+    io->covers = oracle_->flush_submitted();
+  else
+    io->tag = oracle_->submitted(offset, length, op == Op::kWriteZeroes, recorder_->events());
   if (op == Op::kWrite) {
     io->memory.resize(length);
     WriteOracle::fill(io->tag, offset, io->memory);
@@ -112,9 +113,9 @@ void Qcow2Crash::completed(Request& request, int error) {
   Qcow2Crash& test = *io->test;
   test.in_flight_.erase(io.get());
   if (request.op == Op::kFlush)
-    test.oracle_->flushed(io->submitted, test.recorder_->events());
+    test.oracle_->flushed(io->covers, test.recorder_->events());
   else
-    test.oracle_->completed(io->tag, test.recorder_->events());
+    test.oracle_->completed(io->tag);
 }
 
 // Completes something that is in flight; false where nothing is.

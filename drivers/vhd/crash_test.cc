@@ -37,7 +37,7 @@ struct GuestRequest {
   std::vector<std::byte> memory;
   iovec iov{};
   uint64_t tag = 0;
-  size_t submitted = 0;
+  uint64_t covers = 0;  // of a flush
   class VhdCrash* test = nullptr;
   bool done = false;
 };
@@ -153,13 +153,13 @@ void VhdCrash::completed(Request& request, int error) {
   if (error != 0) return;
   const size_t event = test.disk_->events();
   if (request.op == Op::kFlush)
-    test.oracle_->flushed(guest.submitted, event);
+    test.oracle_->flushed(guest.covers, event);
   else if (request.op == Op::kRead)
     return;
   else if (request.flags & kFua)
     test.oracle_->completed_durably(guest.tag, event);
   else
-    test.oracle_->completed(guest.tag, event);
+    test.oracle_->completed(guest.tag);
 }
 
 void VhdCrash::submit(ChainNode& node, CrashRecorder& disk, WriteOracle& oracle) {
@@ -175,7 +175,7 @@ void VhdCrash::submit(ChainNode& node, CrashRecorder& disk, WriteOracle& oracle)
   if (kind > 1 && busy(offset, length)) return;
   GuestRequest& r = requests_.emplace_back();
   r.test = this;
-  r.submitted = disk.events();
+  r.covers = oracle.flush_submitted();
   r.request.done = completed;
   if (kind <= 1) {
     r.request.op = Op::kFlush;
@@ -187,7 +187,7 @@ void VhdCrash::submit(ChainNode& node, CrashRecorder& disk, WriteOracle& oracle)
     r.request.length = length;
     r.memory.resize(length);
     if (r.request.op != Op::kRead) {
-      r.tag = oracle.submitted(offset, length, zeroes, r.submitted);
+      r.tag = oracle.submitted(offset, length, zeroes, disk.events());
       WriteOracle::fill(r.tag, offset, r.memory);
     }
     if (!zeroes) {
@@ -297,7 +297,7 @@ TEST_P(VhdCrash, FailuresOfTheDiskLoseNothingThatWasCompleted) {
       disk.fail(0, 0);
       GuestRequest flush;
       flush.test = this;
-      flush.submitted = disk.events();
+      flush.covers = oracle.flush_submitted();
       flush.request.op = Op::kFlush;
       flush.request.done = completed;
       node->submit(flush.request);
@@ -342,7 +342,7 @@ TEST_P(VhdCrash, AFlushThatFailsAtAnyStepIsRepeated) {
       for (int attempt = 0; attempt < 2; ++attempt) {
         GuestRequest flush;
         flush.test = this;
-        flush.submitted = disk.events();
+        flush.covers = oracle.flush_submitted();
         flush.request.op = Op::kFlush;
         flush.request.done = completed;
         node->submit(flush.request);
@@ -380,7 +380,7 @@ TEST_P(VhdCrash, AnOrderlyEndLosesNothing) {
     auto target = ImageFile::open(leaf_path(), ImageFile::Mode::kWrite);
     ASSERT_TRUE(target->resize(Bytes{bytes.size()}).ok());
     ASSERT_TRUE(target->write(0, bytes).ok());
-    oracle.flushed(disk.events(), disk.events());
+    oracle.flushed(oracle.flush_submitted(), disk.events());
     node.reset();
     const auto report = check(leaf_path(), false);
     ASSERT_TRUE(report.ok()) << report.error().message();
