@@ -261,8 +261,8 @@ Result<nlohmann::json> measured(World& world, Frontend& front, const Arguments& 
 Result<int> run(const Arguments& a) {
   VBDKIT_ASSIGN(auto world, std::getenv(kSocketEnv) == nullptr ? World::start() : World::join());
   VBDKIT_ASSIGN(Guest* const guest, world->create_guest());
-  const auto begin = std::chrono::steady_clock::now();
   VBDKIT_ASSIGN(const Disk disk, world->toolstack().attach(guest->domid(), a.disk));
+  const auto begin = std::chrono::steady_clock::now();  // the device's nodes are there
   if (a.disk.backend == BackendType::kQdisk) {
     VBDKIT_ASSIGN([[maybe_unused]] auto* qemu, world->launch_qdisk(*guest));
   } else if (!a.spawn.empty()) {
