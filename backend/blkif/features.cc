@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <string_view>
 
 #include "base/units.h"
 
@@ -54,11 +55,7 @@ Result<Limits> read_limits(const xen::StoreView& store, const std::string& backe
   return l;
 }
 
-Result<void> publish_properties(const xen::StoreView& store, const std::string& backend,
-                                const DiskProperties& disk) {
-  const auto put = [&](const char* node, uint64_t value) {
-    return store.write(backend + "/" + node, std::to_string(value));
-  };
+PropertyNodes property_nodes(const DiskProperties& disk) {
   const drivers::NodeInfo& n = disk.node;
   const uint64_t bytes = align_down(n.size.v, n.logical_block);
   // The whole must be a multiple of what is called the physical sector.
@@ -66,17 +63,33 @@ Result<void> publish_properties(const xen::StoreView& store, const std::string& 
   const unsigned info = (disk.cdrom ? VDISK_CDROM : 0u) | (disk.removable ? VDISK_REMOVABLE : 0u) |
                         (disk.read_only ? VDISK_READONLY : 0u);
   const bool discard = offers_discard(disk);
-  VBDKIT_TRY(put("sectors", bytes / kSectorSize));  // of 512 bytes whatever sector-size says
-  VBDKIT_TRY(put("sector-size", n.logical_block));
-  VBDKIT_TRY(put("physical-sector-size", physical));
-  VBDKIT_TRY(put("info", info));
-  VBDKIT_TRY(put("feature-flush-cache", 1));
-  VBDKIT_TRY(put("feature-barrier", 1));
-  VBDKIT_TRY(put("feature-discard", discard ? 1 : 0));
-  if (!discard) return {};
-  VBDKIT_TRY(put("discard-granularity", std::max(n.discard_granularity, n.logical_block)));
-  VBDKIT_TRY(put("discard-alignment", 0));
-  return put("discard-secure", 0);
+  PropertyNodes nodes = {
+      {"sectors", bytes / kSectorSize},  // of 512 bytes whatever sector-size says
+      {"sector-size", n.logical_block},
+      {"physical-sector-size", physical},
+      {"info", info},
+      {"feature-flush-cache", 1},
+      {"feature-barrier", 1},
+      {"feature-discard", discard ? 1 : 0},
+  };
+  if (discard) {
+    nodes.emplace_back("discard-granularity", std::max(n.discard_granularity, n.logical_block));
+    nodes.emplace_back("discard-alignment", 0);
+    nodes.emplace_back("discard-secure", 0);
+  }
+  return nodes;
+}
+
+Result<void> publish_properties(const xen::StoreView& store, const std::string& backend,
+                                const PropertyNodes& nodes, const PropertyNodes& published) {
+  for (const auto& [name, value] : nodes) {
+    const auto same = [&](const auto& p) {
+      return p.second == value && name == std::string_view(p.first);
+    };
+    if (std::ranges::any_of(published, same)) continue;
+    VBDKIT_TRY(store.write(backend + "/" + name, std::to_string(value)));
+  }
+  return {};
 }
 
 bool offers_discard(const DiskProperties& disk) {

@@ -10,6 +10,8 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "backend/blkif/abi.h"
 #include "backend/xen/xenstore.h"
@@ -43,8 +45,11 @@ Result<void> publish_limits(const xen::StoreView& store, const std::string& back
 // As published before, by whomever; a missing node stands for its default. Never more than `ours`.
 Result<Limits> read_limits(const xen::StoreView& store, const std::string& backend,
                            const Limits& ours);
-// Writes size, sector sizes, flags, flush, barrier, discard.
+// Size, sector sizes, flags, flush, barrier, discard: nodes of the backend's directory.
+using PropertyNodes = std::vector<std::pair<const char*, uint64_t>>;
+PropertyNodes property_nodes(const DiskProperties& disk);
+// Writes those that are not among `published` already: each costs a trip to xenstored.
 Result<void> publish_properties(const xen::StoreView& store, const std::string& backend,
-                                const DiskProperties& disk);
+                                const PropertyNodes& nodes, const PropertyNodes& published);
 
 }  // namespace vbdkit::blkif

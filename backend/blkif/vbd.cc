@@ -94,6 +94,7 @@ class VbdImpl final : public Vbd {
 
   DiskProperties disk() const;
   Result<void> publish(XenbusState state);
+  bool write_connected();
   bool write_state(XenbusState state,
                    const std::function<Result<void>(const xen::StoreView&)>& with = {});
   void report(const Error& error);
@@ -120,6 +121,7 @@ class VbdImpl final : public Vbd {
   bool evaluate_again_ = false;  // something changed while tearing down
   bool let_go_ = false;          // shutdown() or gone: xenstore is not looked at any more
   unsigned paused_ = 0;
+  PropertyNodes published_;  // what xenstore says of the disk
 
   std::unique_ptr<xen::XenStore::Watch> frontend_watch_;
   std::unique_ptr<xen::XenStore::Watch> state_watch_;
@@ -248,10 +250,7 @@ void VbdImpl::connect() {
   }
   offer_ = std::move(offer).value();
   // The size may have changed since it was offered.
-  const bool written = write_state(XenbusStateConnected, [this](const xen::StoreView& t) {
-    return publish_properties(t, id_.backend, disk());
-  });
-  if (!written) return;
+  if (!write_connected()) return;
   context_.log.info("%s: connected: %zu queues of %zu pages, %s, %s", id_.backend.c_str(),
                     offer_.rings.size(), offer_.rings.front().refs.size(),
                     offer_.layout == &kLayout64 ? "64-bit" : "32-bit",
@@ -400,9 +399,16 @@ void VbdImpl::resume() {
 void VbdImpl::resized() {
   if (state_ != XenbusStateConnected || tearing_down_ || let_go_) return;
   // Frontends look at the size again when Connected is written anew.
-  write_state(XenbusStateConnected, [this](const xen::StoreView& t) {
-    return publish_properties(t, id_.backend, disk());
+  write_connected();
+}
+
+bool VbdImpl::write_connected() {
+  PropertyNodes nodes = property_nodes(disk());
+  const bool written = write_state(XenbusStateConnected, [&](const xen::StoreView& t) {
+    return publish_properties(t, id_.backend, nodes, published_);
   });
+  if (written) published_ = std::move(nodes);
+  return written;
 }
 
 Stats VbdImpl::stats() const {
@@ -424,14 +430,16 @@ DiskProperties VbdImpl::disk() const {
 
 Result<void> VbdImpl::publish(XenbusState state) {
   const bool same = state == state_;
+  PropertyNodes nodes = property_nodes(disk());
   Result<void> written = context_.store.transaction([&](const xen::StoreView& t) -> Result<void> {
     VBDKIT_ASSIGN(auto present, t.find(node("state")));
     if (!present) return Error(ErrorKind::kNotFound, id_.backend + ": is gone", ENOENT);
     VBDKIT_TRY(publish_limits(t, id_.backend, limits_));
-    VBDKIT_TRY(publish_properties(t, id_.backend, disk()));
+    VBDKIT_TRY(publish_properties(t, id_.backend, nodes, {}));
     return same ? Result<void>() : t.write(node("state"), std::to_string(state));
   });
   if (!written) return written;
+  published_ = std::move(nodes);
   state_ = state;
   if (!same && callbacks_.on_state) callbacks_.on_state(state);
   return {};

@@ -106,18 +106,17 @@ class XenStore::WatchHandle : public XenStore::Watch {
 };
 
 Result<std::unique_ptr<XenStore>> XenStore::open(io::Reactor& reactor, const Logger& log) {
-  xs_handle* handle = xs_open(XS_UNWATCH_FILTER);
+  xs_handle* handle = xs_open(0);
   if (!handle) return Error::from_errno(errno, "xenstore: connect to xenstored");
   return std::unique_ptr<XenStore>(new XenStore(reactor, log, handle));
 }
 
 XenStore::XenStore(io::Reactor& reactor, const Logger& log, xs_handle* handle)
-    : StoreView(handle, XBT_NULL),
-      log_(log),
-      readable_(reactor.watch(xs_fileno(handle), [this] { drain(); })) {}
+    : StoreView(handle, XBT_NULL), reactor_(reactor), log_(log) {}
 
 XenStore::~XenStore() {
   readable_.reset();
+  if (watcher_ != nullptr) xs_close(watcher_);
   xs_close(handle_);
 }
 
@@ -144,11 +143,16 @@ Result<void> XenStore::transaction(
 
 Result<std::unique_ptr<XenStore::Watch>> XenStore::watch(
     const std::string& path, std::function<void(const std::string&)> fired) {
+  if (watcher_ == nullptr) {
+    watcher_ = xs_open(XS_UNWATCH_FILTER);
+    if (watcher_ == nullptr) return Error::from_errno(errno, "xenstore: connect to xenstored");
+    readable_ = reactor_.watch(xs_fileno(watcher_), [this] { drain(); });
+  }
   uint64_t id = next_token_++;
   // In place before the daemon answers: it fires the watch at once.
   watches_[id] = Entry{
       path, std::make_shared<std::function<void(const std::string&)>>(std::move(fired)), {}, false};
-  if (!xs_watch(handle_, path.c_str(), std::to_string(id).c_str())) {
+  if (!xs_watch(watcher_, path.c_str(), std::to_string(id).c_str())) {
     Error error = failed("watch", path);
     watches_.erase(id);
     return error;
@@ -159,13 +163,13 @@ Result<std::unique_ptr<XenStore::Watch>> XenStore::watch(
 void XenStore::remove_watch(uint64_t id) {
   auto it = watches_.find(id);
   if (it == watches_.end()) return;
-  xs_unwatch(handle_, it->second.path.c_str(), std::to_string(id).c_str());
+  xs_unwatch(watcher_, it->second.path.c_str(), std::to_string(id).c_str());
   watches_.erase(it);
 }
 
 void XenStore::drain() {
   for (unsigned i = 0; i < kEventsPerTurn; ++i) {
-    Malloced<char*> event(xs_check_watch(handle_));
+    Malloced<char*> event(xs_check_watch(watcher_));
     if (!event) {
       if (errno == EAGAIN) break;
       log_.error("xenstore: read a watch event: %s",

@@ -95,7 +95,11 @@ class XenStore : public StoreView {
   void dispatch();
   void remove_watch(uint64_t id);
 
+  io::Reactor& reactor_;
   const Logger& log_;
+  // A connection of their own: libxenstore starts a thread for one that has watches, and every
+  // answer on it would come through that thread.
+  xs_handle* watcher_ = nullptr;
   std::map<uint64_t, Entry> watches_;  // by token
   uint64_t next_token_ = 1;            // never used twice: no event reaches a later watch
   std::unique_ptr<io::FdWatch> readable_;
