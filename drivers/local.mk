@@ -51,6 +51,12 @@ drivers_drivers_test_SOURCES = \
   drivers/throttle_test.cc
 drivers_drivers_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 drivers_drivers_test_LDADD = libdrivers.la $(GTEST_LIBS)
+
+check_PROGRAMS += drivers/hostile_test
+TESTS += drivers/hostile_test
+drivers_hostile_test_SOURCES = drivers/hostile_test.cc
+drivers_hostile_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+drivers_hostile_test_LDADD = libdrivers.la $(GTEST_LIBS)
 endif
 
 include drivers/chain/local.mk

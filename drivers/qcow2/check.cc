@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <array>
 
-#include "drivers/qcow2/reference_map.h"
-
 namespace vbdkit::drivers::qcow2 {
 namespace {
 
@@ -43,8 +41,12 @@ class StoredRefcounts {
 
 class Checker {
  public:
-  Checker(MetadataFile& file, Header header, Repair repair)
-      : file_(file), header_(std::move(header)), g_(header_.geometry), repair_(repair) {}
+  Checker(MetadataFile& file, Header header, Repair repair, const WalkLimits& limits)
+      : file_(file),
+        header_(std::move(header)),
+        g_(header_.geometry),
+        repair_(repair),
+        limits_(limits) {}
 
   Result<CheckResult> run();
 
@@ -66,6 +68,7 @@ class Checker {
   Header header_;
   const Geometry& g_;
   const Repair repair_;
+  const WalkLimits limits_;
   Findings findings_;
   Walk walk_;
   CheckResult result_;
@@ -196,7 +199,7 @@ Result<void> Checker::mend() {
 }
 
 Result<CheckResult> Checker::run() {
-  VBDKIT_ASSIGN(walk_, walk_references(file_, header_, findings_));
+  VBDKIT_ASSIGN(walk_, walk_references(file_, header_, limits_, findings_));
   VBDKIT_TRY(compare_refcounts());
   VBDKIT_TRY(check_copied());
   VBDKIT_TRY(mend());
@@ -212,9 +215,9 @@ Result<CheckResult> Checker::run() {
 
 }  // namespace
 
-Result<CheckResult> check_image(MetadataFile& file, Repair repair) {
+Result<CheckResult> check_image(MetadataFile& file, Repair repair, const WalkLimits& limits) {
   VBDKIT_ASSIGN(Header header, file.read_header());
-  return Checker(file, std::move(header), repair).run();
+  return Checker(file, std::move(header), repair, limits).run();
 }
 
 Result<CheckResult> check_image(const std::string& path, Repair repair) {

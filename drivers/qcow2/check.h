@@ -11,6 +11,7 @@
 
 #include "base/result.h"
 #include "drivers/qcow2/metadata_file.h"
+#include "drivers/qcow2/reference_map.h"
 
 namespace vbdkit::drivers::qcow2 {
 
@@ -33,6 +34,6 @@ struct CheckResult {
 
 Result<CheckResult> check_image(const std::string& path, Repair repair);
 // The same on a file that is open already, for writing if something is to be repaired.
-Result<CheckResult> check_image(MetadataFile& file, Repair repair);
+Result<CheckResult> check_image(MetadataFile& file, Repair repair, const WalkLimits& limits = {});
 
 }  // namespace vbdkit::drivers::qcow2

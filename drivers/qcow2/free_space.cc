@@ -18,8 +18,8 @@ void append(std::vector<HostRange>& ranges, uint64_t first, uint64_t count) {
 
 }  // namespace
 
-void FreeSpace::start(const std::vector<uint64_t>& refcount_table,
-                      const std::vector<uint64_t>& l1) {
+Result<void> FreeSpace::start(const std::vector<uint64_t>& refcount_table,
+                              const std::vector<uint64_t>& l1) {
   const Geometry& g = image_.g;
   const Header& h = image_.header;
   scan_end_ = image_.file->info().size.v >> g.cluster_bits;
@@ -38,6 +38,10 @@ void FreeSpace::start(const std::vector<uint64_t>& refcount_table,
   for (const uint64_t entry : l1)
     if ((entry & kOffsetMask) != 0) add(entry & kOffsetMask, g.cluster_size());
   std::sort(metadata_.begin(), metadata_.end());
+  const auto twice = std::adjacent_find(metadata_.begin(), metadata_.end());
+  if (twice == metadata_.end()) return {};
+  return Error(ErrorKind::kCorrupt,
+               image_.path() + ": two of its tables overlap in cluster " + std::to_string(*twice));
 }
 
 void FreeSpace::insert(std::map<uint64_t, uint64_t>& ranges, uint64_t first, uint64_t count) {

@@ -26,8 +26,9 @@ class FreeSpace {
  public:
   FreeSpace(Image& image, SliceCache& cache) : image_(image), cache_(cache), turn_(image.ready) {}
 
-  // After the refcount table has been read; `l1` for knowing metadata when it turns up as free.
-  void start(const std::vector<uint64_t>& refcount_table, const std::vector<uint64_t>& l1);
+  // After the refcount table has been read; `l1` for knowing metadata when it turns up as free. An
+  // error where tables lie over each other.
+  Result<void> start(const std::vector<uint64_t>& refcount_table, const std::vector<uint64_t>& l1);
 
   // 1 to `most` clusters in one piece, or count 0: refill() first.
   HostRange take(uint64_t most);

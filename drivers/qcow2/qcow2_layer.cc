@@ -17,6 +17,14 @@ using Kind = ClusterState::Kind;
 constexpr uint64_t kLeafCache = uint64_t{4} << 20;  // bytes
 constexpr uint64_t kParentCache = uint64_t{128} << 10;
 
+// A parent's L1 table is kept in memory up to this size (4 TiB of disk, at the usual cluster size),
+// so that a chain of images cannot take more than a few megabytes by what they claim.
+constexpr uint64_t kMostParentL1 = uint64_t{64} << 10;  // bytes
+
+// What is rebuilt while an image is opened: a full disk of 1 TiB, at the usual cluster size. More
+// is for those who have the time to wait.
+constexpr WalkLimits kRebuildLimits{.metadata = uint64_t{144} << 20, .memory = uint64_t{96} << 20};
+
 std::string num(uint64_t v) { return std::to_string(v); }
 
 std::string directory_of(const std::string& path) {
@@ -35,7 +43,10 @@ Result<std::unique_ptr<Layer>> Qcow2Layer::open(LayerSource source, const LayerC
   else if (header.corrupt())
     context.log.warning("qcow2: %s: the image is marked corrupt; reading what there is",
                         source.path.c_str());
-  VBDKIT_ASSIGN(std::vector<uint64_t> l1, file.read_table(header.l1_offset, header.l1_entries));
+  std::vector<uint64_t> l1;
+  if (!context.read_only || uint64_t{header.l1_entries} * 8 <= kMostParentL1) {
+    VBDKIT_ASSIGN(l1, file.read_table(header.l1_offset, header.l1_entries));
+  }
   std::vector<uint64_t> refcounts;
   if (!context.read_only) {
     const uint64_t entries = header.refcount_table_bytes() / 8;
@@ -49,6 +60,8 @@ Result<std::unique_ptr<Layer>> Qcow2Layer::open(LayerSource source, const LayerC
   std::unique_ptr<Qcow2Layer> layer(new Qcow2Layer(std::move(header), std::move(file),
                                                    std::move(source), context, std::move(l1),
                                                    std::move(refcounts)));
+  if (!context.read_only)
+    VBDKIT_TRY(layer->space_.start(layer->refcounts_.table(), layer->tables_.l1()));
   VBDKIT_TRY(layer->find_parent());
   return std::unique_ptr<Layer>(std::move(layer));
 }
@@ -70,7 +83,11 @@ Result<void> Qcow2Layer::prepare_for_writing(MetadataFile& file, Header& header,
   }
   if (header.dirty()) {
     log.notice("qcow2: %s: was not closed properly; rebuilding its refcounts", file.path().c_str());
-    VBDKIT_ASSIGN(const CheckResult result, check_image(file, Repair::kAll));
+    auto checked = check_image(file, Repair::kAll, kRebuildLimits);
+    if (!checked)
+      return std::move(checked).error().context(
+          file.path() + ": was not closed properly, and must be checked before it is opened");
+    const CheckResult& result = *checked;
     if (result.corruptions != 0)
       return Error(ErrorKind::kCorrupt,
                    file.path() + ": " + num(result.corruptions) +
@@ -110,7 +127,6 @@ Qcow2Layer::Qcow2Layer(Header header, MetadataFile metadata, LayerSource source,
   info_.format = "qcow2";
   info_.discard_granularity = static_cast<uint32_t>(image_.g.unit_size());
   info_.can_write_zeroes = true;
-  if (!context.read_only) space_.start(refcounts_.table(), tables_.l1());
 }
 
 Qcow2Layer::~Qcow2Layer() {

@@ -11,10 +11,6 @@ namespace {
 constexpr uint64_t kMaxBitmaps = 65535;
 constexpr uint64_t kMaxBitmapDirectory = kMaxBitmaps * 1064;
 constexpr uint64_t kMaxBitmapTableBytes = uint64_t{8} << 20;
-// The L1 tables of all internal snapshots and the tables of all bitmaps together: 512 MiB, a
-// thousand snapshots of 32 TiB. Without a limit, tables that lie over each other would make a small
-// file take hours.
-constexpr uint64_t kMaxTableEntries = uint64_t{64} << 20;
 
 std::string at_text(const char* what, uint64_t offset) {
   return std::string(what) + " at " + std::to_string(offset);
@@ -22,8 +18,15 @@ std::string at_text(const char* what, uint64_t offset) {
 
 class Walker {
  public:
-  Walker(const MetadataFile& file, const Header& header, Findings& findings)
-      : file_(file), header_(header), g_(header.geometry), findings_(findings) {}
+  Walker(const MetadataFile& file, const Header& header, const WalkLimits& limits,
+         Findings& findings)
+      : file_(file),
+        header_(header),
+        g_(header.geometry),
+        findings_(findings),
+        left_(limits.metadata) {
+    walk_.map = ReferenceMap(limits.memory);
+  }
 
   Result<Walk> run();
 
@@ -43,7 +46,9 @@ class Walker {
   Clusters clusters_of(uint64_t offset, uint64_t bytes) const;
   Result<void> count(const char* what, uint64_t offset, uint64_t bytes, uint64_t references = 1);
   Result<void> count_alone(const char* what, uint64_t offset, uint64_t bytes);
-  Result<void> spend(uint64_t table_entries);
+  // Before so many bytes of metadata are read. Without a limit, tables that lie over each other or
+  // in a hole would make a small file take hours.
+  Result<void> spend(uint64_t bytes);
   void check_alone();
   void check_alone(const Area& area, uint64_t references);
   bool valid_cluster(const char* what, uint64_t offset);
@@ -57,10 +62,10 @@ class Walker {
   const Header& header_;
   const Geometry& g_;
   Findings& findings_;
+  uint64_t left_;  // of the limit on metadata, bytes
   Walk walk_;
   uint64_t last_host_ = 0;
-  uint64_t table_entries_ = 0;  // of snapshots and bitmaps, looked at so far
-  std::vector<Area> alone_;     // but for L2 tables
+  std::vector<Area> alone_;  // but for L2 tables
 };
 
 Walker::Clusters Walker::clusters_of(uint64_t offset, uint64_t bytes) const {
@@ -84,11 +89,11 @@ Result<void> Walker::count_alone(const char* what, uint64_t offset, uint64_t byt
   return count(what, offset, bytes);
 }
 
-Result<void> Walker::spend(uint64_t table_entries) {
-  table_entries_ += table_entries;
-  if (table_entries_ <= kMaxTableEntries) return {};
-  return Error(ErrorKind::kUnsupported,
-               "its internal snapshots and bitmaps have more tables than can be checked");
+Result<void> Walker::spend(uint64_t bytes) {
+  if (bytes > left_)
+    return Error(ErrorKind::kUnsupported, "it has more metadata than may be looked at here");
+  left_ -= bytes;
+  return {};
 }
 
 void Walker::check_alone() {
@@ -126,6 +131,7 @@ Result<void> Walker::refcount_table() {
       entry = 0;
       continue;
     }
+    VBDKIT_TRY(spend(g_.cluster_size()));
     VBDKIT_TRY(count_alone("refcount block", entry, g_.cluster_size()));
   }
   return {};
@@ -144,7 +150,7 @@ Result<void> Walker::l1_table(uint64_t offset, uint64_t entries, bool active) {
       continue;
     }
     TableUse& use = walk_.l2_tables[l2];
-    ++use.references;
+    if (use.references++ == 0) VBDKIT_TRY(spend(g_.cluster_size()));
     if (active) {
       use.active = true;
       use.active_l1_indices.push_back(i);
@@ -195,7 +201,7 @@ Result<void> Walker::snapshots() {
                            snapshot.error().message());
       return count_alone("snapshot table", start, bytes - rest.size());
     }
-    VBDKIT_TRY(spend(snapshot->l1_entries));
+    VBDKIT_TRY(spend(uint64_t{snapshot->l1_entries} * 8));
     VBDKIT_TRY(l1_table(snapshot->l1_offset, snapshot->l1_entries, false));
     rest = rest.subspan(std::min<uint64_t>(snapshot->entry_length, rest.size()));
   }
@@ -230,7 +236,7 @@ Result<void> Walker::bitmaps() {
       findings_.corruption("a bitmap's table is outside the file or too large");
       continue;
     }
-    VBDKIT_TRY(spend(entries));
+    VBDKIT_TRY(spend(entries * 8));
     VBDKIT_TRY(count_alone("bitmap table", table_offset, entries * 8));
     VBDKIT_ASSIGN(const std::vector<uint64_t> table, file_.read_table(table_offset, entries));
     for (const uint64_t value : table) {
@@ -259,8 +265,8 @@ Result<void> ReferenceMap::add(uint64_t first, uint64_t count, uint64_t referenc
   for (uint64_t cluster = first; cluster < first + count; ++cluster) {
     std::unique_ptr<Chunk>& chunk = chunks_[cluster / kChunk];
     if (chunk == nullptr) {
-      if (chunks_.size() * sizeof(Chunk) > kMaxBytes)
-        return Error(ErrorKind::kUnsupported, "the image is too large to be checked");
+      if ((chunks_.size() + 1) * sizeof(Chunk) > limit_)
+        return Error(ErrorKind::kUnsupported, "its clusters are too many to be counted here");
       chunk = std::make_unique<Chunk>();
     }
     uint32_t& value = (*chunk)[cluster % kChunk];
@@ -314,8 +320,9 @@ void Findings::corruption(std::string message) {
   note(std::move(message));
 }
 
-Result<Walk> walk_references(const MetadataFile& file, const Header& header, Findings& findings) {
-  return Walker(file, header, findings).run();
+Result<Walk> walk_references(const MetadataFile& file, const Header& header,
+                             const WalkLimits& limits, Findings& findings) {
+  return Walker(file, header, limits, findings).run();
 }
 
 Result<void> write_refcounts(MetadataFile& file, Header& header, ReferenceMap& map,

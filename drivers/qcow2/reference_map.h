@@ -22,6 +22,9 @@ class ReferenceMap {
   static constexpr uint64_t kChunk = 4096;  // clusters
   static constexpr uint64_t kMaxBytes = uint64_t{1} << 30;
 
+  // Bytes of memory: add() fails where it would take more.
+  explicit ReferenceMap(uint64_t limit = kMaxBytes) : limit_(limit) {}
+
   // Counts stop at 2^32 - 1.
   Result<void> add(uint64_t first, uint64_t count, uint64_t references = 1);
   void remove(uint64_t first, uint64_t count);  // one reference each
@@ -31,7 +34,14 @@ class ReferenceMap {
 
  private:
   using Chunk = std::array<uint32_t, kChunk>;
+  uint64_t limit_;
   std::map<uint64_t, std::unique_ptr<Chunk>> chunks_;
+};
+
+// What a walk may take: an image claims what it likes, and most of its file may be a hole.
+struct WalkLimits {
+  uint64_t metadata = uint64_t{16} << 30;  // bytes of tables and refcount blocks to be read
+  uint64_t memory = ReferenceMap::kMaxBytes;
 };
 
 // What a walk over the metadata found wrong.
@@ -66,7 +76,9 @@ struct Walk {
   std::vector<uint64_t> refcount_table;    // entries that are of no use are 0
 };
 
-Result<Walk> walk_references(const MetadataFile& file, const Header& header, Findings& findings);
+// An error where the image is larger than the limits allow.
+Result<Walk> walk_references(const MetadataFile& file, const Header& header,
+                             const WalkLimits& limits, Findings& findings);
 
 // Makes the refcounts in the file those of the map, with new blocks and a new table where needed
 // (which are added to the map and go behind all else); then `header` and the file's header point

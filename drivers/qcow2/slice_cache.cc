@@ -77,7 +77,14 @@ Task<SliceCache::Loaded> SliceCache::load(Image& image, uint64_t offset) {
     co_return Loaded{error, std::move(ref)};
   }
   SliceRef ref(*this, insert(image, offset));
-  const int error = co_await image.read(offset, ref->data.span());
+  int error = 0;
+  if (offset + ref->data.size() <= image.file->info().size.v) {
+    error = co_await image.read(offset, ref->data.span());
+  } else {
+    // The file ends inside the table, and zeroes follow. Of a table so small the read may block.
+    const auto read = image.blocking.read(offset, ref->data.span());
+    error = read ? 0 : read.error().sys_errno();
+  }
   ref->error = error;
   ref->ready = error == 0;
   for (const std::coroutine_handle<> h : ref->waiting) image.ready.push(h);

@@ -16,7 +16,15 @@ uint64_t Tables::slice_offset(uint64_t table, uint64_t offset) const {
 
 Task<SliceCache::Loaded> Tables::slice(uint64_t offset) {
   const Geometry& g = image_.g;
-  const uint64_t table = l1_[offset / g.l2_span()] & kOffsetMask;
+  const uint64_t index = offset / g.l2_span();
+  uint64_t table = 0;
+  if (!l1_.empty()) {
+    table = l1_[index] & kOffsetMask;
+  } else {
+    const L1Entry read = co_await read_l1(index);
+    if (read.error != 0) co_return SliceCache::Loaded{read.error, {}};
+    table = read.entry & kOffsetMask;
+  }
   if (table == 0) co_return SliceCache::Loaded{};
   if (SliceRef found = cache_.find(image_, slice_offset(table, offset)))
     co_return SliceCache::Loaded{0, std::move(found)};
@@ -26,6 +34,14 @@ Task<SliceCache::Loaded> Tables::slice(uint64_t offset) {
         image_.mark_corrupt("L2 table at " + std::to_string(table) + " is outside the file"), {}};
   }
   co_return co_await cache_.load(image_, slice_offset(table, offset));
+}
+
+Task<Tables::L1Entry> Tables::read_l1(uint64_t index) {
+  const uint64_t per_slice = image_.g.slice_size() / 8;
+  const uint64_t at = image_.header.l1_offset + index / per_slice * image_.g.slice_size();
+  const SliceCache::Loaded loaded = co_await cache_.load(image_, at);
+  if (loaded.error != 0) co_return L1Entry{loaded.error, 0};
+  co_return L1Entry{0, load_be<uint64_t>(loaded.slice.bytes() + index % per_slice * 8)};
 }
 
 Task<SliceCache::Loaded> Tables::writable_slice(uint64_t offset) {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
 // Tables: from a place on the disk to the L2 entries that say where it lies. The L1 table is in
-// memory, L2 tables are read in slices. Changes stay in memory; a flush takes a copy of all that is
-// dirty (begin_flush), writes it once what it points at is durable, and reports back.
-// Thread: the reactor of the layer.
+// memory (but for one that is large and only read), L2 tables are read in slices. Changes stay in
+// memory; a flush takes a copy of all that is dirty (begin_flush), writes it once what it points at
+// is durable, and reports back. Thread: the reactor of the layer.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,7 @@ namespace vbdkit::drivers::qcow2 {
 
 class Tables {
  public:
+  // `l1`: empty where it is to be read in slices, too.
   Tables(Image& image, SliceCache& cache, FreeSpace& space, std::vector<uint64_t> l1);
 
   const std::vector<uint64_t>& l1() const { return l1_; }
@@ -66,6 +67,11 @@ class Tables {
   static constexpr uint32_t kPerSector = kSector / 8;
 
   uint64_t slice_offset(uint64_t table, uint64_t offset) const;
+  struct L1Entry {
+    int error = 0;
+    uint64_t entry = 0;
+  };
+  Task<L1Entry> read_l1(uint64_t index);
   Task<int> own_table(uint64_t index);
   Task<int> make_table(uint64_t index);
   Task<int> copy_table(uint64_t from, uint64_t to);

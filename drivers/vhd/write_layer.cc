@@ -25,6 +25,41 @@ bool clear_stale_bits(std::vector<std::byte>& batmap, const std::vector<uint32_t
   return found;
 }
 
+// Two blocks in one place would change each other. An error names them.
+Result<void> check_places(const Metadata& metadata, const std::vector<uint32_t>& table) {
+  const auto length = static_cast<uint32_t>(
+      (metadata.header.bitmap_bytes() + metadata.header.block_size) / kSectorSize);
+  // Places are cut into slots of a block's length: two blocks in one slot overlap, and else only
+  // neighbours do. So a table of millions of blocks needs no sorting.
+  struct Slot {
+    uint32_t sector = 0;
+    uint32_t block = kUnused;
+  };
+  uint32_t last = 0;
+  for (const uint32_t entry : table)
+    if (entry != kUnused) last = std::max(last, entry);
+  std::vector<Slot> slots(last / length + 1);
+  const auto overlap = [](const Slot& a, const Slot& b) {
+    return Error(ErrorKind::kCorrupt, "blocks " + std::to_string(std::min(a.block, b.block)) +
+                                          " and " + std::to_string(std::max(a.block, b.block)) +
+                                          " overlap");
+  };
+  for (uint32_t block = 0; block < table.size(); ++block) {
+    if (table[block] == kUnused) continue;
+    Slot& slot = slots[table[block] / length];
+    const Slot here{table[block], block};
+    if (slot.block != kUnused) return overlap(slot, here);
+    slot = here;
+  }
+  for (size_t i = 1; i < slots.size(); ++i) {
+    const Slot& before = slots[i - 1];
+    const Slot& slot = slots[i];
+    if (before.block != kUnused && slot.block != kUnused && slot.sector - before.sector < length)
+      return overlap(before, slot);
+  }
+  return {};
+}
+
 }  // namespace
 
 struct WriteLayer::Write {
@@ -74,6 +109,8 @@ Result<std::unique_ptr<Layer>> WriteLayer::open(LayerSource source, const LayerC
       return Error(ErrorKind::kCorrupt, "vhd: " + source.path + ": block " + std::to_string(block) +
                                             " would be at sector " + std::to_string(table[block]) +
                                             ", outside the file or inside its tables");
+  if (auto r = check_places(metadata, table); !r)
+    return std::move(r).error().context("vhd: " + source.path);
   // The copy must hold whenever the footer moves.
   VBDKIT_TRY(mend_footers(control, metadata, table));
   VBDKIT_TRY(source.file->refresh_size());
