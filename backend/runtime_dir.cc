@@ -37,6 +37,7 @@ Result<void> write_all(int fd, std::string_view text, const std::string& what) {
 Result<RuntimeDir> RuntimeDir::claim(const std::string& path) {
   if (::mkdir(path.c_str(), 0700) < 0 && errno != EEXIST)
     return Error::from_errno(errno, "mkdir " + path);
+  VBDKIT_ASSIGN(Fd dir, Fd::open(path, O_PATH | O_DIRECTORY));
   const std::string pid_file = path + "/pid";
   VBDKIT_ASSIGN(Fd lock, Fd::open(pid_file, O_RDWR | O_CREAT, 0600));
   struct flock whole = whole_file();
@@ -46,22 +47,25 @@ Result<RuntimeDir> RuntimeDir::claim(const std::string& path) {
   }
   if (::ftruncate(lock.get(), 0) < 0) return Error::from_errno(errno, "truncate " + pid_file);
   VBDKIT_TRY(write_all(lock.get(), std::to_string(::getpid()) + "\n", pid_file));
-  return RuntimeDir(path, std::move(lock));
+  return RuntimeDir(path, std::move(dir), std::move(lock));
 }
 
 RuntimeDir::RuntimeDir(RuntimeDir&& o) noexcept
-    : path_(std::exchange(o.path_, {})), lock_(std::move(o.lock_)) {}
+    : path_(std::exchange(o.path_, {})), dir_(std::move(o.dir_)), lock_(std::move(o.lock_)) {}
 
 RuntimeDir::~RuntimeDir() {
-  if (!path_.empty()) clean(path_);
+  if (path_.empty()) return;
+  for (const char* name : kFiles) ::unlinkat(dir_.get(), name, 0);
+  ::rmdir(path_.c_str());
 }
 
 Result<void> RuntimeDir::write_record(std::string_view json) const {
-  const std::string fresh = file("record.json.new");
-  VBDKIT_ASSIGN(const Fd fd, Fd::open(fresh, O_WRONLY | O_CREAT | O_TRUNC, 0600));
-  VBDKIT_TRY(write_all(fd.get(), json, fresh));
-  if (::rename(fresh.c_str(), file("record.json").c_str()) < 0)
-    return Error::from_errno(errno, "rename " + fresh);
+  const Fd fd(
+      ::openat(dir_.get(), "record.json.new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  if (!fd.valid()) return Error::from_errno(errno, "open " + file("record.json.new"));
+  VBDKIT_TRY(write_all(fd.get(), json, file("record.json.new")));
+  if (::renameat(dir_.get(), "record.json.new", dir_.get(), "record.json") < 0)
+    return Error::from_errno(errno, "rename " + file("record.json.new"));
   return {};
 }
 

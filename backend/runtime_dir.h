@@ -38,9 +38,11 @@ class RuntimeDir {
   static void clean(const std::string& path);
 
  private:
-  RuntimeDir(std::string path, Fd lock) : path_(std::move(path)), lock_(std::move(lock)) {}
+  RuntimeDir(std::string path, Fd dir, Fd lock)
+      : path_(std::move(path)), dir_(std::move(dir)), lock_(std::move(lock)) {}
 
   std::string path_;
+  Fd dir_;  // the way to it that is left to an instance that has become another user
   Fd lock_;
 };
 

@@ -54,6 +54,16 @@ TEST_F(RuntimeDirTest, WhatACrashLeftIsDeadAndCanBeCleaned) {
   EXPECT_FALSE(std::filesystem::exists(path_));
 }
 
+// An instance that has become another user cannot come here by the path any more.
+TEST_F(RuntimeDirTest, RecordIsWrittenWhereverTheDirectoryIs) {
+  const auto dir = RuntimeDir::claim(path_);
+  ASSERT_TRUE(dir);
+  const std::string moved = base_ + "/moved";
+  std::filesystem::rename(path_, moved);
+  EXPECT_TRUE(dir->write_record("{}"));
+  EXPECT_TRUE(std::filesystem::exists(moved + "/record.json"));
+}
+
 TEST_F(RuntimeDirTest, RecordIsReplacedAsAWhole) {
   const auto dir = RuntimeDir::claim(path_);
   ASSERT_TRUE(dir);

@@ -107,16 +107,25 @@ class XenStore::WatchHandle : public XenStore::Watch {
 
 Result<std::unique_ptr<XenStore>> XenStore::open(io::Reactor& reactor, const Logger& log) {
   xs_handle* handle = xs_open(0);
-  if (!handle) return Error::from_errno(errno, "xenstore: connect to xenstored");
-  return std::unique_ptr<XenStore>(new XenStore(reactor, log, handle));
+  if (handle == nullptr) return Error::from_errno(errno, "xenstore: connect to xenstored");
+  xs_handle* watcher = xs_open(XS_UNWATCH_FILTER);
+  if (watcher == nullptr) {
+    Error error = Error::from_errno(errno, "xenstore: connect to xenstored");
+    xs_close(handle);
+    return error;
+  }
+  return std::unique_ptr<XenStore>(new XenStore(reactor, log, handle, watcher));
 }
 
-XenStore::XenStore(io::Reactor& reactor, const Logger& log, xs_handle* handle)
-    : StoreView(handle, XBT_NULL), reactor_(reactor), log_(log) {}
+XenStore::XenStore(io::Reactor& reactor, const Logger& log, xs_handle* handle, xs_handle* watcher)
+    : StoreView(handle, XBT_NULL),
+      log_(log),
+      watcher_(watcher),
+      readable_(reactor.watch(xs_fileno(watcher), [this] { drain(); })) {}
 
 XenStore::~XenStore() {
   readable_.reset();
-  if (watcher_ != nullptr) xs_close(watcher_);
+  xs_close(watcher_);
   xs_close(handle_);
 }
 
@@ -143,11 +152,6 @@ Result<void> XenStore::transaction(
 
 Result<std::unique_ptr<XenStore::Watch>> XenStore::watch(
     const std::string& path, std::function<void(const std::string&)> fired) {
-  if (watcher_ == nullptr) {
-    watcher_ = xs_open(XS_UNWATCH_FILTER);
-    if (watcher_ == nullptr) return Error::from_errno(errno, "xenstore: connect to xenstored");
-    readable_ = reactor_.watch(xs_fileno(watcher_), [this] { drain(); });
-  }
   uint64_t id = next_token_++;
   // In place before the daemon answers: it fires the watch at once.
   watches_[id] = Entry{

@@ -89,17 +89,16 @@ class XenStore : public StoreView {
   };
   class WatchHandle;
 
-  XenStore(io::Reactor& reactor, const Logger& log, xs_handle* handle);
+  XenStore(io::Reactor& reactor, const Logger& log, xs_handle* handle, xs_handle* watcher);
   void drain();
   void take_event(const std::string& path, const std::string& token);
   void dispatch();
   void remove_watch(uint64_t id);
 
-  io::Reactor& reactor_;
   const Logger& log_;
   // A connection of their own: libxenstore starts a thread for one that has watches, and every
   // answer on it would come through that thread.
-  xs_handle* watcher_ = nullptr;
+  xs_handle* const watcher_;
   std::map<uint64_t, Entry> watches_;  // by token
   uint64_t next_token_ = 1;            // never used twice: no event reaches a later watch
   std::unique_ptr<io::FdWatch> readable_;

@@ -102,7 +102,8 @@ def measure(results, build, image, rounds, seconds):
                 results.add(case, subject, **normalised(report, 4096))
                 if case == "sim randread 4k qd1":
                     results.add("sim idle and attach", subject, rss_kib=report["idle_rss_kib"],
-                                pss_kib=report["idle_pss_kib"], attach_ms=report["attach_ms"])
+                                pss_kib=report["idle_pss_kib"], own_pss_kib=report["idle_own_pss_kib"],
+                                attach_ms=report["attach_ms"])
         print(f"{LARGE} …", file=sys.stderr)
         for subject in benchlib.alternating(["vbdkit", "vbdkit-copy", "qdisk"], rounds):
             options = LARGE_DIRECT if subject == "qdisk" else LARGE_INDIRECT

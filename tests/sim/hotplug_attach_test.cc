@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
 // A disk's life under vbdkitd, from the nodes libxl writes to nothing left.
+#include <pwd.h>
+#include <sys/stat.h>
+
 #include <chrono>
 #include <cstdio>
 
@@ -107,6 +110,45 @@ TEST_F(HotplugThreads, QueuesOnSeveralThreadsServeOneImage) {
   must(world().toolstack().request_detach(disk, false));
   must(front->close(soon()));
   remove(disk);
+  EXPECT_TRUE(instance_dirs().empty());
+  EXPECT_EQ(must(world().grants_mapped()), 0u);
+}
+
+class HotplugUser : public HotplugTest {
+ protected:
+  std::string user() const override { return "nobody"; }
+};
+
+// Neither the image, which is root's alone, nor the guest needs the instance's rights afterwards.
+TEST_F(HotplugUser, InstancesRunAsAnOrdinaryUser) {
+  if (::getuid() != 0) GTEST_SKIP() << "only root can become somebody else";
+  const std::string path = image("a.img");
+  ASSERT_EQ(::chmod(path.c_str(), 0600), 0);
+  // What /dev/shm is to everybody.
+  ASSERT_EQ(::chmod(world_dir().c_str(), 0711), 0);
+  ASSERT_EQ(::chmod((world_dir() + "/shm").c_str(), 01777), 0);
+  Guest& guest = *must(world().create_guest());
+  const Disk disk = add(guest, {.target = "raw:" + path});
+  ASSERT_EQ(instance_pids().size(), 1u);
+  const std::string status = "/proc/" + std::to_string(instance_pids().front());
+  struct stat owner;
+  ASSERT_EQ(::stat(status.c_str(), &owner), 0);
+  EXPECT_EQ(owner.st_uid, ::getpwnam("nobody")->pw_uid);
+
+  VerifiedDisk content((16 << 20) / 512);
+  for (int boot = 0; boot < 2; ++boot) {
+    auto front = must(Frontend::create(guest, disk.devid, {.persistent = true}));
+    if (boot > 0) must(front->set_state(XenbusStateInitialising));
+    must(front->connect(soon()));
+    EXPECT_EQ(must(content.run(*front, {.requests = 1000}, in(30s))).problems,
+              std::vector<std::string>{});
+    must(front->close(soon()));
+  }
+  auto qmp = must(control::QmpClient::connect(instance_dirs().front() + "/qmp.sock"));
+  EXPECT_TRUE(qmp.execute("x-vbdkit-query").ok());
+  EXPECT_FALSE(std::filesystem::is_empty(world_dir() + "/shm"));
+  remove(disk);
+  EXPECT_TRUE(std::filesystem::is_empty(world_dir() + "/shm"));
   EXPECT_TRUE(instance_dirs().empty());
   EXPECT_EQ(must(world().grants_mapped()), 0u);
 }

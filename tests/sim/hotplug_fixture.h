@@ -47,31 +47,37 @@ class HotplugTest : public WorldTest {
   }
 
   virtual unsigned threads() const { return 1; }
+  // Whom the instances become; nobody: they stay who they are.
+  virtual std::string user() const { return {}; }
 
   static std::string program(const std::string& name) { return build_dir() + "/../../" + name; }
 
   std::vector<std::string> daemon_arguments() const {
-    return {program("vbdkitd"),
-            "--runtime-dir",
-            runtime_dir_,
-            "--backend",
-            program("vbdkit-backend"),
-            "--backend-arg",
-            "--log-level",
-            "--backend-arg",
-            "info",
-            "--backend-arg",
-            "--threads",
-            "--backend-arg",
-            std::to_string(threads()),
-            "--sysfs",
-            world_dir() + "/sys",
-            "--xen-run-dir",
-            world_dir(),
-            "--xentop-dir",
-            world_dir() + "/shm",
-            "--log-level",
-            "debug"};
+    std::vector<std::string> arguments = {program("vbdkitd"),
+                                          "--runtime-dir",
+                                          runtime_dir_,
+                                          "--backend",
+                                          program("vbdkit-backend"),
+                                          "--backend-arg",
+                                          "--log-level",
+                                          "--backend-arg",
+                                          "info",
+                                          "--backend-arg",
+                                          "--threads",
+                                          "--backend-arg",
+                                          std::to_string(threads()),
+                                          "--sysfs",
+                                          world_dir() + "/sys",
+                                          "--xen-run-dir",
+                                          world_dir(),
+                                          "--xentop-dir",
+                                          world_dir() + "/shm",
+                                          "--log-level",
+                                          "debug"};
+    if (!user().empty())
+      for (const std::string& word : {std::string("--user"), user()})
+        arguments.insert(arguments.end(), {"--backend-arg", word});
+    return arguments;
   }
 
   void start_daemon() {

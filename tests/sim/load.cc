@@ -185,15 +185,27 @@ uint64_t cpu_nanoseconds(pid_t pid) {
 }
 
 MemoryUse memory_use(pid_t pid) {
-  std::ifstream in("/proc/" + std::to_string(pid) + "/smaps_rollup");
+  // What only the simulation brings in: the replacement library with the C++ runtime it is linked
+  // to, and the guests' memory.
+  static constexpr const char* kSimulation[] = {"libsimxen", "memfd:simxen", "libstdc++",
+                                                "libgcc_s", "libm.so"};
+  std::ifstream in("/proc/" + std::to_string(pid) + "/smaps");
   MemoryUse use;
+  bool simulation = false;
   for (std::string line; std::getline(in, line);) {
     std::istringstream words(line);
     std::string name;
     uint64_t kib = 0;
     words >> name >> kib;
-    if (name == "Rss:") use.rss_kib = kib;
-    if (name == "Pss:") use.pss_kib = kib;
+    if (!name.ends_with(':')) {
+      simulation = std::ranges::any_of(
+          kSimulation, [&](const char* part) { return line.find(part) != line.npos; });
+    } else if (name == "Rss:") {
+      use.rss_kib += kib;
+    } else if (name == "Pss:") {
+      use.pss_kib += kib;
+      if (!simulation) use.own_pss_kib += kib;
+    }
   }
   return use;
 }

@@ -47,6 +47,7 @@ uint64_t cpu_nanoseconds(pid_t pid);
 struct MemoryUse {
   uint64_t rss_kib = 0;
   uint64_t pss_kib = 0;
+  uint64_t own_pss_kib = 0;  // without what the simulation adds
 };
 MemoryUse memory_use(pid_t pid);
 

@@ -290,7 +290,8 @@ Result<int> run(const Arguments& a) {
                      {"attach_ms", attach.count()},
                      {"backend_pid", backend},
                      {"idle_rss_kib", idle.rss_kib},
-                     {"idle_pss_kib", idle.pss_kib}};
+                     {"idle_pss_kib", idle.pss_kib},
+                     {"idle_own_pss_kib", idle.own_pss_kib}};
   bool good = true;
   if (a.verify) {
     out.update(verified(*front, a, good));

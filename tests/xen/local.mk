@@ -13,6 +13,7 @@ EXTRA_DIST += \
   tests/xen/cases/discard.sh \
   tests/xen/cases/fio-verify.sh \
   tests/xen/cases/flush.sh \
+  tests/xen/cases/idle-memory.sh \
   tests/xen/cases/missing-image.sh \
   tests/xen/cases/multi-queue.sh \
   tests/xen/cases/pvh.sh \
