@@ -16,6 +16,7 @@ EXTRA_DIST += \
   tests/xen/cases/idle-memory.sh \
   tests/xen/cases/missing-image.sh \
   tests/xen/cases/multi-queue.sh \
+  tests/xen/cases/ordinary-user.sh \
   tests/xen/cases/pvh.sh \
   tests/xen/cases/read-only.sh \
   tests/xen/cases/reboot.sh \
