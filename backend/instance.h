@@ -53,18 +53,22 @@ class Instance {
  public:
   // Opens the image and creates the sockets. `control` may be invalid: a connected socket on which
   // the one who started us speaks QMP.
-  static Result<std::unique_ptr<Instance>> create(io::Reactor& reactor, const Logger& log,
-                                                  InstanceOptions options, Fd control);
+  [[gnu::cold]] static Result<std::unique_ptr<Instance>> create(io::Reactor& reactor,
+                                                                const Logger& log,
+                                                                InstanceOptions options,
+                                                                Fd control);
   ~Instance();  // when the loop no longer runs
 
   // Opens what a VBD needs of Xen. Done by the first attach; before it where privileges are
   // dropped.
-  Result<void> open_xen();
+  [[gnu::cold]] Result<void> open_xen();
   // Gives the files we have to remove later to the user we are going to be.
-  Result<void> change_owner(uid_t uid, gid_t gid) { return runtime_->change_owner(uid, gid); }
+  [[gnu::cold]] Result<void> change_owner(uid_t uid, gid_t gid) {
+    return runtime_->change_owner(uid, gid);
+  }
 
   // `backend` is the VBD's absolute backend directory. Attaching it again does nothing.
-  Result<void> attach(const std::string& backend);
+  [[gnu::cold]] Result<void> attach(const std::string& backend);
 
   // Lets go of the guests without telling them (a successor or a reconnect finds the rings as they
   // are), answers what is in flight, flushes, and stops the reactor. Idempotent.
@@ -81,7 +85,7 @@ class Instance {
   };
 
   Instance(io::Reactor& reactor, const Logger& log, InstanceOptions options);
-  Result<void> open(Fd control);
+  [[gnu::cold]] Result<void> open(Fd control);
 
   // Commands of the control socket (instance_commands.cc).
   void add_commands();

@@ -21,16 +21,16 @@ namespace vbdkit {
 class RuntimeDir {
  public:
   // Makes the directory (mode 0700) where it is missing and takes its lock.
-  static Result<RuntimeDir> claim(const std::string& path);
+  [[gnu::cold]] static Result<RuntimeDir> claim(const std::string& path);
   RuntimeDir(RuntimeDir&& o) noexcept;
   RuntimeDir& operator=(RuntimeDir&&) = delete;
   ~RuntimeDir();  // removes pid and record.json, and the directory where it is empty then
 
   std::string file(std::string_view name) const { return path_ + "/" + std::string(name); }
   // Replaces record.json in one step.
-  Result<void> write_record(std::string_view json) const;
+  [[gnu::cold]] Result<void> write_record(std::string_view json) const;
   // The files have to belong to the user that will remove them.
-  Result<void> change_owner(uid_t uid, gid_t gid) const;
+  [[gnu::cold]] Result<void> change_owner(uid_t uid, gid_t gid) const;
 
   // Whether the instance of that directory lives. Nothing is created.
   static bool alive(const std::string& path);

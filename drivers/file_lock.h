@@ -23,7 +23,7 @@ enum class LockMode {
 
 // Replaces the lock that `fd` has. The error names the path and, where it can be found, the process
 // that is in the way.
-Result<void> lock_image(int fd, const std::string& path, LockMode mode);
+[[gnu::cold]] Result<void> lock_image(int fd, const std::string& path, LockMode mode);
 void unlock_image(int fd);
 
 }  // namespace vbdkit::drivers

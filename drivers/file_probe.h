@@ -29,9 +29,9 @@ struct FileFacts {
 };
 
 // Refuses what is neither a regular file nor a block device. `what` opens error messages.
-Result<FileFacts> probe_file(int fd, const std::string& what);
+[[gnu::cold]] Result<FileFacts> probe_file(int fd, const std::string& what);
 
 // The present size in bytes, as the file or device has it.
-Result<Bytes> probe_size(int fd, bool block_device, const std::string& what);
+[[gnu::cold]] Result<Bytes> probe_size(int fd, bool block_device, const std::string& what);
 
 }  // namespace vbdkit::drivers

@@ -28,8 +28,9 @@ struct RawFile {
 
   // `align`: no less than this alignment for direct I/O; 0: what the kernel says.
   // Falls back to the page cache where the file system refuses direct I/O.
-  static Result<std::unique_ptr<RawFile>> open(const std::string& path, bool read_only, bool direct,
-                                               uint32_t align);
+  [[gnu::cold]] static Result<std::unique_ptr<RawFile>> open(const std::string& path,
+                                                             bool read_only, bool direct,
+                                                             uint32_t align);
 
   bool direct() const { return block_mask != 0; }
   // io::FileOp::copies_only. A durable write waits for the disk.

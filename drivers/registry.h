@@ -46,7 +46,7 @@ struct GraphSpec {
 // Both forms; the first character '{' means JSON. Checks drivers and keys against the registry:
 // the error names the bad part and lists what is known. Specs come from the domain's configuration,
 // so length and number of nodes are bounded.
-Result<GraphSpec> parse_graph(std::string_view text);
+[[gnu::cold]] Result<GraphSpec> parse_graph(std::string_view text);
 
 struct OpenOptions {
   bool read_only = false;
@@ -62,7 +62,7 @@ struct OpenContext {
 };
 
 // Runs at start and, for control operations, on the reactor's thread; may block for the opening.
-Result<NodePtr> open_graph(const GraphSpec& spec, const OpenContext& context);
+[[gnu::cold]] Result<NodePtr> open_graph(const GraphSpec& spec, const OpenContext& context);
 
 struct DriverEntry {
   const char* name;

@@ -15,11 +15,11 @@ inline constexpr size_t kMaxSpecLength = 64 * 1024;  // bytes
 inline constexpr size_t kMaxNodes = 32;
 
 // Adds key=value to a node; refuses an empty or repeated key.
-Result<void> add_option(NodeSpec& node, std::string_view key, std::string_view value);
+[[gnu::cold]] Result<void> add_option(NodeSpec& node, std::string_view key, std::string_view value);
 
-Result<GraphSpec> parse_graph_text(std::string_view text);
+[[gnu::cold]] Result<GraphSpec> parse_graph_text(std::string_view text);
 
-Result<GraphSpec> parse_graph_json(std::string_view text);
+[[gnu::cold]] Result<GraphSpec> parse_graph_json(std::string_view text);
 std::string graph_to_json(const GraphSpec& graph);
 
 }  // namespace vbdkit::drivers

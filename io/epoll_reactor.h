@@ -11,7 +11,7 @@
 namespace vbdkit::io {
 
 // `engine`: kAio or kSync.
-Result<std::unique_ptr<Reactor>> create_epoll_reactor(const Reactor::Options& options,
-                                                      EngineKind engine);
+[[gnu::cold]] Result<std::unique_ptr<Reactor>> create_epoll_reactor(const Reactor::Options& options,
+                                                                    EngineKind engine);
 
 }  // namespace vbdkit::io

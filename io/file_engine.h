@@ -65,7 +65,8 @@ class FileEngine {
 };
 
 // Both count their system calls in `counters`, which must outlive them.
-Result<std::unique_ptr<FileEngine>> create_aio_engine(unsigned depth, ReactorCounters& counters);
+[[gnu::cold]] Result<std::unique_ptr<FileEngine>> create_aio_engine(unsigned depth,
+                                                                    ReactorCounters& counters);
 std::unique_ptr<FileEngine> create_sync_engine(ReactorCounters& counters);
 
 // Does the operation now; its result as FileOp::done gets it.

@@ -106,7 +106,8 @@ class Reactor {
     unsigned queue_depth = 256;  // entries of the submission queue; more may be in flight
   };
 
-  static Result<std::unique_ptr<Reactor>> create(const Options& options, const Logger& log);
+  [[gnu::cold]] static Result<std::unique_ptr<Reactor>> create(const Options& options,
+                                                               const Logger& log);
   virtual ~Reactor() = default;
 
   // Returns after stop(), or with an error of the kernel interface itself. May be called again.
@@ -133,6 +134,6 @@ class Reactor {
 };
 
 // The wire names of EngineKind ("auto", "io_uring", "libaio", "sync").
-Result<EngineKind> parse_engine(std::string_view name);
+[[gnu::cold]] Result<EngineKind> parse_engine(std::string_view name);
 
 }  // namespace vbdkit::io

@@ -10,6 +10,7 @@
 
 namespace vbdkit::io {
 
-Result<std::unique_ptr<Reactor>> create_uring_reactor(const Reactor::Options& options);
+[[gnu::cold]] Result<std::unique_ptr<Reactor>> create_uring_reactor(
+    const Reactor::Options& options);
 
 }  // namespace vbdkit::io

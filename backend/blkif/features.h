@@ -40,16 +40,18 @@ struct DiskProperties {
 bool offers_discard(const DiskProperties& disk);
 
 // Writes the nodes that say how a frontend may connect.
-Result<void> publish_limits(const xen::StoreView& store, const std::string& backend,
-                            const Limits& limits);
+[[gnu::cold]] Result<void> publish_limits(const xen::StoreView& store, const std::string& backend,
+                                          const Limits& limits);
 // As published before, by whomever; a missing node stands for its default. Never more than `ours`.
-Result<Limits> read_limits(const xen::StoreView& store, const std::string& backend,
-                           const Limits& ours);
+[[gnu::cold]] Result<Limits> read_limits(const xen::StoreView& store, const std::string& backend,
+                                         const Limits& ours);
 // Size, sector sizes, flags, flush, barrier, discard: nodes of the backend's directory.
 using PropertyNodes = std::vector<std::pair<const char*, uint64_t>>;
 PropertyNodes property_nodes(const DiskProperties& disk);
 // Writes those that are not among `published` already: each costs a trip to xenstored.
-Result<void> publish_properties(const xen::StoreView& store, const std::string& backend,
-                                const PropertyNodes& nodes, const PropertyNodes& published);
+[[gnu::cold]] Result<void> publish_properties(const xen::StoreView& store,
+                                              const std::string& backend,
+                                              const PropertyNodes& nodes,
+                                              const PropertyNodes& published);
 
 }  // namespace vbdkit::blkif

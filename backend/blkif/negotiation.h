@@ -30,7 +30,7 @@ struct FrontendOffer {
   friend bool operator==(const FrontendOffer&, const FrontendOffer&) = default;
 };
 
-Result<FrontendOffer> read_offer(const xen::StoreView& store, const std::string& frontend,
-                                 const Limits& limits);
+[[gnu::cold]] Result<FrontendOffer> read_offer(const xen::StoreView& store,
+                                               const std::string& frontend, const Limits& limits);
 
 }  // namespace vbdkit::blkif

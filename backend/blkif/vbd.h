@@ -33,7 +33,7 @@ enum class GrantPolicy {
   kMap,         // map and unmap per request
   kCopy,        // copy through our own buffers
 };
-Result<GrantPolicy> parse_grant_policy(
+[[gnu::cold]] Result<GrantPolicy> parse_grant_policy(
     std::string_view name);  // "auto", "persistent", "map", "copy"
 
 struct VbdContext {
@@ -61,8 +61,9 @@ struct VbdCallbacks {
 class Vbd {
  public:
   // `backend` is absolute: "/local/domain/0/backend/vbd/1/51712". Reads the identity of the device.
-  static Result<std::unique_ptr<Vbd>> create(VbdContext context, const std::string& backend,
-                                             VbdCallbacks callbacks);
+  [[gnu::cold]] static Result<std::unique_ptr<Vbd>> create(VbdContext context,
+                                                           const std::string& backend,
+                                                           VbdCallbacks callbacks);
   virtual ~Vbd() = default;  // only when gone or after shutdown() called back
 
   // Publishes everything and answers InitWait, then follows the frontend. Where another (the

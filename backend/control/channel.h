@@ -32,8 +32,8 @@ class Channel {
   };
 
   // `socket` is connected; it is made non-blocking.
-  static Result<std::unique_ptr<Channel>> create(io::Reactor& reactor, Fd socket,
-                                                 Handlers handlers);
+  [[gnu::cold]] static Result<std::unique_ptr<Channel>> create(io::Reactor& reactor, Fd socket,
+                                                               Handlers handlers);
   ~Channel();
 
   // Never blocks; what the socket does not take now is sent when it can.
@@ -48,7 +48,7 @@ class Channel {
 
  private:
   Channel(io::Reactor& reactor, Fd socket, Handlers handlers);
-  Result<void> start();
+  [[gnu::cold]] Result<void> start();
   void on_readable();
   void on_writable();
   void dispatch();

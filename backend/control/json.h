@@ -25,7 +25,7 @@ class Json {
  public:
   Json() = default;  // null
 
-  static Result<Json> parse(std::string_view text);
+  [[gnu::cold]] static Result<Json> parse(std::string_view text);
 
   bool is_null() const;
   bool is_object() const;

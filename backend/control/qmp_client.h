@@ -20,8 +20,8 @@ class QmpClient {
   using Clock = std::chrono::steady_clock;
 
   // Connects and negotiates.
-  static Result<QmpClient> connect(const std::string& path,
-                                   Clock::duration timeout = std::chrono::seconds(5));
+  [[gnu::cold]] static Result<QmpClient> connect(const std::string& path,
+                                                 Clock::duration timeout = std::chrono::seconds(5));
 
   // `arguments`: an object's text, or empty. The value of "return", or the peer's error.
   Result<Json> execute(std::string_view command, std::string_view arguments = {},

@@ -26,8 +26,8 @@ class QmpLink {
     std::function<void()> closed;
   };
 
-  static Result<std::unique_ptr<QmpLink>> create(io::Reactor& reactor, Fd socket,
-                                                 Handlers handlers);
+  [[gnu::cold]] static Result<std::unique_ptr<QmpLink>> create(io::Reactor& reactor, Fd socket,
+                                                               Handlers handlers);
 
   void execute(std::string_view command, std::string_view arguments, Answer answer);
 

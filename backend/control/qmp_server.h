@@ -74,8 +74,10 @@ class QmpServer {
   };
 
   // `commands` must outlive the server.
-  static Result<std::unique_ptr<QmpServer>> create(io::Reactor& reactor, const Logger& log,
-                                                   const CommandTable& commands, Options options);
+  [[gnu::cold]] static Result<std::unique_ptr<QmpServer>> create(io::Reactor& reactor,
+                                                                 const Logger& log,
+                                                                 const CommandTable& commands,
+                                                                 Options options);
   ~QmpServer();
 
   // A connection that did not come through the socket: vbdkitd's, inherited at start.

@@ -75,9 +75,11 @@ class Server {
  public:
   // Listens from here on. A socket that a dead process left at `path` is replaced; one that
   // somebody listens on is an error of kind kBusy. The file has mode 0600 from the start.
-  static Result<std::unique_ptr<Server>> create(io::Reactor& reactor, RequestSink& sink,
-                                                StatusSource& status, ServerOptions options,
-                                                const Logger& log);
+  [[gnu::cold]] static Result<std::unique_ptr<Server>> create(io::Reactor& reactor,
+                                                              RequestSink& sink,
+                                                              StatusSource& status,
+                                                              ServerOptions options,
+                                                              const Logger& log);
   virtual ~Server() = default;  // after shutdown()'s `done`, or when the loop no longer runs
 
   // No new client, no new request; what is in flight is answered; the socket is unlinked. `done`

@@ -16,7 +16,7 @@ namespace vbdkit::nbd {
 
 class UnixListener {
  public:
-  static Result<UnixListener> create(const std::string& path);
+  [[gnu::cold]] static Result<UnixListener> create(const std::string& path);
   UnixListener(UnixListener&&) noexcept = default;
   UnixListener& operator=(UnixListener&&) = delete;
   ~UnixListener() { remove_file(); }

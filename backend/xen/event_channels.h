@@ -55,14 +55,15 @@ class EventPort {
 
 class EventChannels {
  public:
-  static Result<std::unique_ptr<EventChannels>> open(io::Reactor& reactor, const Logger& log);
+  [[gnu::cold]] static Result<std::unique_ptr<EventChannels>> open(io::Reactor& reactor,
+                                                                   const Logger& log);
   ~EventChannels();
   EventChannels(const EventChannels&) = delete;
   EventChannels& operator=(const EventChannels&) = delete;
 
   // `handler` runs for each event. Binding raises one by itself: a guest may have notified before.
-  Result<EventPort> bind_interdomain(DomId remote, evtchn_port_t remote_port,
-                                     std::function<void()> handler);
+  [[gnu::cold]] Result<EventPort> bind_interdomain(DomId remote, evtchn_port_t remote_port,
+                                                   std::function<void()> handler);
 
  private:
   friend class EventPort;

@@ -58,7 +58,7 @@ using CopySegment = xengnttab_grant_copy_segment_t;
 
 class GrantTable {
  public:
-  static Result<std::unique_ptr<GrantTable>> open(const Logger& log);
+  [[gnu::cold]] static Result<std::unique_ptr<GrantTable>> open(const Logger& log);
   ~GrantTable();
   GrantTable(const GrantTable&) = delete;
   GrantTable& operator=(const GrantTable&) = delete;

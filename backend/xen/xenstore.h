@@ -64,7 +64,8 @@ class XenStore : public StoreView {
     virtual ~Watch() = default;
   };
 
-  static Result<std::unique_ptr<XenStore>> open(io::Reactor& reactor, const Logger& log);
+  [[gnu::cold]] static Result<std::unique_ptr<XenStore>> open(io::Reactor& reactor,
+                                                              const Logger& log);
   ~XenStore();
   XenStore(const XenStore&) = delete;
   XenStore& operator=(const XenStore&) = delete;
@@ -72,13 +73,14 @@ class XenStore : public StoreView {
   // All or nothing. `body` may run several times: another's write to a node it touched makes
   // xenstored refuse the commit. Don't read a guest's nodes inside: it could keep us from ever
   // committing.
-  Result<void> transaction(const std::function<Result<void>(const StoreView&)>& body) const;
+  [[gnu::cold]] Result<void> transaction(
+      const std::function<Result<void>(const StoreView&)>& body) const;
 
   // `fired` is called once soon after this and then whenever `path` or anything below it changes,
   // with the path that changed; where many changed in one turn, once with `path` itself.
   // "@releaseDomain" and "@introduceDomain" are paths too.
-  Result<std::unique_ptr<Watch>> watch(const std::string& path,
-                                       std::function<void(const std::string& changed)> fired);
+  [[gnu::cold]] Result<std::unique_ptr<Watch>> watch(
+      const std::string& path, std::function<void(const std::string& changed)> fired);
 
  private:
   struct Entry {

@@ -11,7 +11,8 @@ namespace {
 
 using Kind = ClusterState::Kind;
 
-alignas(4096) constexpr std::array<uint8_t, 65536> kZeroes{};
+alignas(4096) constexpr std::array<uint8_t, 4096> kZeroes{};
+constexpr size_t kZeroPieces = 16;  // of one write
 
 }  // namespace
 
@@ -117,12 +118,16 @@ bool ClusterWriter::clear_cluster(const SliceRef& slice, uint64_t from, uint64_t
 }
 
 Task<int> ClusterWriter::write_zeroes(uint64_t from, uint64_t to) {
-  // The vector is only read.
-  iovec piece{const_cast<uint8_t*>(kZeroes.data()), 0};
   while (from < to) {
-    const uint64_t end = std::min(to, align_down(from, kZeroes.size()) + kZeroes.size());
-    piece.iov_len = end - from;
-    const int error = co_await write({from, end, &piece, 0});
+    constexpr uint64_t kMost = kZeroPieces * kZeroes.size();
+    const uint64_t end = std::min(to, align_down(from, kMost) + kMost);
+    std::array<iovec, kZeroPieces> pieces;
+    for (uint64_t left = end - from; iovec & piece : pieces) {
+      // The vector is only read.
+      piece = {const_cast<uint8_t*>(kZeroes.data()), std::min(left, kZeroes.size())};
+      left -= piece.iov_len;
+    }
+    const int error = co_await write({from, end, pieces.data(), 0});
     if (error != 0) co_return error;
     from = end;
   }
