@@ -4,7 +4,9 @@
 # bound without rights, the guest comes back after a reboot of its disk driver (detach, attach), nothing is left.
 only vbdkit
 stop_vbdkitd
-start_vbdkitd --backend-arg --user --backend-arg nobody
+# shellcheck disable=SC2034  # start_vbdkitd reads it
+vbdkitd_options=(--backend-arg --user --backend-arg nobody)
+start_vbdkitd
 shared_guest
 path=$(image user 16M)
 chmod 600 "$path"
@@ -18,5 +20,7 @@ detach shared xvdb
 until_true 20 eval '[ "$(instance_count)" = 0 ]' || fail "the instance still runs"
 [ -z "$(ls -A /run/vbdkit/instances)" ] || fail "left: $(ls /run/vbdkit/instances/*)"
 stop_vbdkitd
+# shellcheck disable=SC2034
+vbdkitd_options=()
 start_vbdkitd
 saw "3 MB written through an instance that ran as nobody without any capability"

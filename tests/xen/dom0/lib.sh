@@ -38,10 +38,11 @@ until_true() { # until_true SECONDS COMMAND…: polls, for there is no event to 
 
 # --- the backends ----------------------------------------------------------------------------------------------------
 
-start_vbdkitd() { # start_vbdkitd [OPTION…]: where vbdkit is installed
+vbdkitd_options=() # for a case that wants another daemon
+start_vbdkitd() { # where vbdkit is installed
   command -v vbdkitd >/dev/null || return 0
   install -d -m 700 /run/vbdkit /run/vbdkit/instances
-  setsid vbdkitd --log-level info "$@" >>"$vbdkitd_log" 2>&1 </dev/null &
+  setsid vbdkitd --log-level info "${vbdkitd_options[@]}" >>"$vbdkitd_log" 2>&1 </dev/null &
   echo $! >$state/vbdkitd.pid
 }
 stop_vbdkitd() {
