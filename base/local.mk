@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 noinst_LTLIBRARIES += libbase.la
 libbase_la_SOURCES = \
+  base/buffer_pool.cc \
+  base/buffer_pool.h \
   base/fd.cc \
   base/fd.h \
   base/log.cc \
@@ -15,6 +17,7 @@ if HAVE_GTEST
 check_PROGRAMS += base/base_test
 TESTS += base/base_test
 base_base_test_SOURCES = \
+  base/buffer_pool_test.cc \
   base/log_test.cc \
   base/result_test.cc
 base_base_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)

@@ -9,6 +9,8 @@
 namespace vbdkit::drivers {
 
 DriverEntry log_driver();
+DriverEntry nbd_driver();
+DriverEntry nbd_unix_driver();
 DriverEntry null_driver();
 DriverEntry qcow2_driver();
 DriverEntry ram_driver();

@@ -60,5 +60,6 @@ drivers_hostile_test_LDADD = libdrivers.la $(GTEST_LIBS)
 endif
 
 include drivers/chain/local.mk
+include drivers/nbd/local.mk
 include drivers/qcow2/local.mk
 include drivers/vhd/local.mk

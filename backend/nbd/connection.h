@@ -20,9 +20,9 @@
 #include <string>
 #include <vector>
 
-#include "backend/nbd/buffer_pool.h"
 #include "backend/nbd/negotiation.h"
 #include "backend/nbd/server.h"
+#include "base/buffer_pool.h"
 #include "base/fd.h"
 
 namespace vbdkit::nbd {

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 noinst_LTLIBRARIES += libnbdserver.la
 libnbdserver_la_SOURCES = \
-  backend/nbd/buffer_pool.cc \
-  backend/nbd/buffer_pool.h \
   backend/nbd/commands.cc \
   backend/nbd/connection.cc \
   backend/nbd/connection.h \
@@ -21,7 +19,6 @@ if HAVE_GTEST
 check_PROGRAMS += backend/nbd/nbd_test
 TESTS += backend/nbd/nbd_test
 backend_nbd_nbd_test_SOURCES = \
-  backend/nbd/buffer_pool_test.cc \
   backend/nbd/negotiation_test.cc \
   backend/nbd/protocol_test.cc
 backend_nbd_nbd_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)

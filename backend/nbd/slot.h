@@ -8,8 +8,8 @@
 #include <memory>
 #include <vector>
 
-#include "backend/nbd/buffer_pool.h"
 #include "backend/nbd/protocol.h"
+#include "base/buffer_pool.h"
 #include "drivers/node.h"
 
 namespace vbdkit::nbd {

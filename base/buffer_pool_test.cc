@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-#include "backend/nbd/buffer_pool.h"
+#include "base/buffer_pool.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <set>
 #include <vector>
 
-namespace vbdkit::nbd {
+namespace vbdkit {
 namespace {
 
 TEST(NbdBufferPool, BuffersArePageAlignedWritableAndApart) {
@@ -74,4 +74,4 @@ TEST(NbdBufferPool, DoesNotHoardLargeBuffers) {
 }
 
 }  // namespace
-}  // namespace vbdkit::nbd
+}  // namespace vbdkit

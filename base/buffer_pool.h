@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-namespace vbdkit::nbd {
+namespace vbdkit {
 
 class BufferPool {
  public:
@@ -89,4 +89,4 @@ class BufferPool {
   size_t mapped_ = 0;        // bytes
 };
 
-}  // namespace vbdkit::nbd
+}  // namespace vbdkit

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-#include "backend/nbd/buffer_pool.h"
+#include "base/buffer_pool.h"
 
 #include <sys/mman.h>
 
 #include <bit>
 
-namespace vbdkit::nbd {
+namespace vbdkit {
 
 BufferPool::~BufferPool() { trim(); }
 
@@ -83,4 +83,4 @@ void BufferPool::unmap(void* data, size_t bytes) {
   ::munmap(data, bytes);
 }
 
-}  // namespace vbdkit::nbd
+}  // namespace vbdkit
