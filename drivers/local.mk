@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 noinst_LTLIBRARIES += libdrivers.la
 libdrivers_la_SOURCES = \
+  drivers/dirty_bitmap.h \
   drivers/drivers.h \
   drivers/file_lock.cc \
   drivers/file_lock.h \
@@ -59,6 +60,7 @@ drivers_hostile_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 drivers_hostile_test_LDADD = libdrivers.la $(GTEST_LIBS)
 endif
 
+include drivers/cbt/local.mk
 include drivers/chain/local.mk
 include drivers/nbd/local.mk
 include drivers/qcow2/local.mk

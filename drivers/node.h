@@ -80,6 +80,8 @@ struct NodeInfo {
   bool rotational = false;
 };
 
+class DirtyBitmap;  // dirty_bitmap.h
+
 class Node {
  public:
   virtual ~Node() = default;  // no request may be in flight
@@ -102,6 +104,8 @@ class Node {
 
   // The next node towards the storage, or nullptr for a leaf.
   virtual Node* next_node() { return nullptr; }
+  // What this node itself knows of changes, or nullptr.
+  virtual DirtyBitmap* dirty_bitmap() { return nullptr; }
 
  protected:
   Node() = default;

@@ -2,8 +2,8 @@
 //
 // What a connection does about each command, and how it answers.
 #include <algorithm>
-#include <limits>
 
+#include "backend/nbd/block_status.h"
 #include "backend/nbd/connection.h"
 #include "backend/nbd/slot.h"
 
@@ -11,52 +11,7 @@ namespace vbdkit::nbd {
 namespace {
 
 constexpr unsigned kSlotsPerBlock = 16;
-constexpr size_t kMaxExtents = 4096;  // in one answer
 constexpr uint32_t kCacheStep = 1 << 20;
-
-uint32_t state_of(const drivers::Extent& extent) {
-  return (extent.allocated ? 0 : kStateHole) | (extent.zero ? kStateZero : 0);
-}
-
-// One chunk of type BLOCK_STATUS, complete. Neighbours that are alike become one descriptor.
-std::vector<uint8_t> encode_status(const RequestHeader& header, uint32_t context,
-                                   const std::vector<drivers::Extent>& extents,
-                                   uint32_t granularity) {
-  // A descriptor's length has 32 bits; what is known beyond that stays unsaid.
-  const uint64_t limit =
-      header.flags & kCmdReqOne
-          ? header.length
-          : align_down(std::numeric_limits<uint32_t>::max(), std::max(granularity, 1u));
-  struct Descriptor {
-    uint64_t length;
-    uint32_t state;
-  };
-  std::vector<Descriptor> found;
-  uint64_t covered = 0;
-  for (const drivers::Extent& extent : extents) {
-    const uint64_t room = limit - covered;
-    const uint64_t length = std::min(extent.length, room);
-    if (length == 0) break;
-    const uint32_t state = state_of(extent);
-    if (!found.empty() && found.back().state == state) {
-      found.back().length += length;
-    } else {
-      if (!found.empty() && (header.flags & kCmdReqOne || covered >= header.length)) break;
-      found.push_back({length, state});
-    }
-    covered += length;
-  }
-  const auto payload = static_cast<uint32_t>(4 + 8 * found.size());
-  std::vector<uint8_t> chunk(kChunkHeaderSize + payload);
-  uint8_t* p = chunk.data();
-  p += encode_chunk_header(p, kReplyDone, kChunkBlockStatus, header.cookie, payload);
-  p = store_be(p, context);
-  for (const Descriptor& d : found) {
-    p = store_be(p, static_cast<uint32_t>(d.length));
-    p = store_be(p, d.state);
-  }
-  return chunk;
-}
 
 uint8_t write_flags(const RequestHeader& header) {
   return header.flags & kCmdFua ? drivers::kFua : uint8_t{0};
@@ -196,16 +151,31 @@ void Connection::begin_status(Slot& slot) {
   question.length = slot.header.length;
   question.max_extents = slot.header.flags & kCmdReqOne ? 1 : kMaxExtents;
   question.done = [&slot](int error) { slot.connection->status_done(slot, error); };
-  server_.status.block_status(question);
+  if (std::ranges::any_of(contexts_, [](const auto& c) { return c.bitmap.empty(); }))
+    server_.status.block_status(question);
+  else
+    question.done(0);
 }
 
 void Connection::status_done(Slot& slot, int error) {
   StatusWork& work = *slot.status;
-  const bool empty = work.question.extents.empty() || work.question.extents[0].length == 0;
-  if (error == 0 && !empty)
-    work.chunk = encode_status(slot.header, contexts_.front(), work.question.extents,
-                               server_.sink.info().request_alignment);
-  reply(slot, error == 0 && empty ? WireError::kIo : to_wire_error(error));
+  if (error != 0) {
+    reply(slot, to_wire_error(error));
+    return;
+  }
+  for (const StatusContext& context : contexts_) {
+    StatusChunk chunk(slot.header, server_.sink.info().request_alignment);
+    if (!context.bitmap.empty()) {
+      chunk.add_changes(server_.status.dirty_bitmap(context.bitmap));
+    } else if (work.question.extents.empty()) {
+      reply(slot, WireError::kIo);
+      return;
+    } else {
+      chunk.add_allocation(work.question.extents);
+    }
+    chunk.append_to(work.chunks, context.id, &context == &contexts_.back());
+  }
+  reply(slot, WireError::kNone);
 }
 
 void Connection::reply(Slot& slot, WireError error) {
@@ -233,7 +203,7 @@ void Connection::reply(Slot& slot, WireError error) {
   slot.header_bytes = static_cast<uint32_t>(n);
   if (error == WireError::kNone && command == Command::kRead) slot.reply_data = slot.data;
   if (error == WireError::kNone && slot.status)
-    slot.reply_data = {slot.status->chunk.data(), slot.status->chunk.size()};
+    slot.reply_data = {slot.status->chunks.data(), slot.status->chunks.size()};
   ready_.push(slot);
   server_.reactor.defer(flush_);
 }

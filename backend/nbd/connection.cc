@@ -178,7 +178,7 @@ bool Connection::negotiate() {
       return step.consumed > 0;
     case Negotiation::State::kTransmission:
       structured_ = negotiation_->structured();
-      contexts_ = negotiation_->contexts();
+      select_contexts();
       negotiation_.reset();
       deadline_.reset();
       phase_ = Phase::kTransmission;
@@ -192,6 +192,14 @@ bool Connection::negotiate() {
       return false;
   }
   return false;
+}
+
+void Connection::select_contexts() {
+  constexpr std::string_view kPrefix = kDirtyContextPrefix;
+  for (const uint32_t id : negotiation_->contexts()) {
+    const std::string& name = negotiation_->context_name(id);
+    contexts_.push_back({id, name.starts_with(kPrefix) ? name.substr(kPrefix.size()) : ""});
+  }
 }
 
 bool Connection::take_payload() {

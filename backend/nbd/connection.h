@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/nbd/block_status.h"
 #include "backend/nbd/negotiation.h"
 #include "backend/nbd/server.h"
 #include "base/buffer_pool.h"
@@ -101,6 +102,7 @@ class Connection {
   // What arrives: connection.cc. Each returns false where it cannot go on for now.
   void process();
   bool negotiate();
+  void select_contexts();
   bool take_payload();
   bool take_request();
 
@@ -123,7 +125,7 @@ class Connection {
   std::optional<Negotiation> negotiation_;  // until transmission
   std::unique_ptr<io::Timer> deadline_;     // of the handshake
   bool structured_ = false;
-  std::vector<uint32_t> contexts_;
+  std::vector<StatusContext> contexts_;
 
   // Received bytes not yet understood: [rx_begin_, rx_end_) of rx_.
   uint8_t* rx_ = nullptr;

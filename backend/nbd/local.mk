@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 noinst_LTLIBRARIES += libnbdserver.la
 libnbdserver_la_SOURCES = \
+  backend/nbd/block_status.cc \
+  backend/nbd/block_status.h \
   backend/nbd/commands.cc \
   backend/nbd/connection.cc \
   backend/nbd/connection.h \

@@ -10,7 +10,6 @@ namespace {
 constexpr size_t kClientFlagsSize = 4;
 constexpr size_t kOptionHeaderSize = 16;
 constexpr size_t kReservedZeroes = 124;  // after NBD_OPT_EXPORT_NAME, unless NO_ZEROES
-constexpr std::string_view kBaseNamespace = "base:";
 
 template <typename T>
 void put(std::string& out, T v) {
@@ -73,10 +72,11 @@ std::optional<MetaQuery> parse_meta_query(std::span<const uint8_t> data) {
   return result;
 }
 
-// "base:" stands for its whole namespace when listing and for nothing when selecting.
+// What ends in a colon stands for all that begin with it when listing, and for nothing when
+// selecting.
 bool matches(std::string_view query, std::string_view context, bool listing) {
   if (query == context) return true;
-  return listing && query == kBaseNamespace && context.starts_with(kBaseNamespace);
+  return listing && query.ends_with(':') && context.starts_with(query);
 }
 
 }  // namespace

@@ -55,6 +55,7 @@ class Negotiation {
   bool structured() const { return structured_; }
   // Ids of the selected metadata contexts; each is an index into Export::contexts plus one.
   const std::vector<uint32_t>& contexts() const { return selected_; }
+  const std::string& context_name(uint32_t id) const { return export_.contexts[id - 1]; }
 
  private:
   Step take_client_flags(std::span<const uint8_t> in);

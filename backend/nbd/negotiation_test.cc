@@ -191,6 +191,7 @@ TEST_F(NbdNegotiation, ListsContextsByNameNamespaceOrAll) {
   EXPECT_EQ(names({}), (Names{"base:allocation", "x-test:dirty"}));
   EXPECT_EQ(names({"base:"}), (Names{"base:allocation"}));
   EXPECT_EQ(names({"base:allocation", "base:"}), (Names{"base:allocation"}));
+  EXPECT_EQ(names({"x-test:"}), (Names{"x-test:dirty"}));
   EXPECT_EQ(names({"qemu:", "nonsense"}), (Names{}));
 }
 

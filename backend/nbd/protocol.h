@@ -93,6 +93,7 @@ inline constexpr uint16_t kChunkError = (1 << 15) + 1;
 
 inline constexpr uint32_t kStateHole = 1 << 0;
 inline constexpr uint32_t kStateZero = 1 << 1;
+inline constexpr uint32_t kStateDirty = 1 << 0;  // in the context of a dirty bitmap
 
 // Errors on the wire; their numbers are fixed whatever the system's errno values are.
 enum class WireError : uint32_t {

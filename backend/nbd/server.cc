@@ -187,7 +187,9 @@ Export ServerContext::describe() const {
     if (info.can_discard) flags |= kSendTrim;
   }
   e.flags = static_cast<uint16_t>(flags);
-  e.contexts = {"base:allocation"};
+  e.contexts = {kAllocationContext};
+  for (const drivers::DirtyBitmap* bitmap : status.dirty_bitmaps())
+    e.contexts.push_back(kDirtyContextPrefix + bitmap->name());
   return e;
 }
 

@@ -16,20 +16,27 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "backend/request_sink.h"
 #include "backend/scheduler.h"
 #include "base/log.h"
+#include "drivers/dirty_bitmap.h"
 #include "io/reactor.h"
 
 namespace vbdkit::nbd {
 
-// Answers "what is allocated, what reads as zeroes" for base:allocation.
+// Answers "what is allocated, what reads as zeroes" for base:allocation, and "what was changed" for
+// the dirty bitmaps.
 class StatusSource {
  public:
   virtual ~StatusSource() = default;
   // As drivers::Node::block_status; `done` may run inside the call.
   virtual void block_status(drivers::StatusRequest& request) = 0;
+  // Those that there are at present. None outlives the call's turn of the loop for certain.
+  virtual std::vector<drivers::DirtyBitmap*> dirty_bitmaps() { return {}; }
+  virtual const drivers::DirtyBitmap* dirty_bitmap(std::string_view) { return nullptr; }
 };
 
 // Asks whichever node is on top when the question comes.
@@ -38,6 +45,12 @@ class SchedulerStatus final : public StatusSource {
   explicit SchedulerStatus(Scheduler& scheduler) : scheduler_(scheduler) {}
   void block_status(drivers::StatusRequest& request) override {
     scheduler_.node().block_status(request);
+  }
+  std::vector<drivers::DirtyBitmap*> dirty_bitmaps() override {
+    return drivers::dirty_bitmaps(scheduler_.node());
+  }
+  const drivers::DirtyBitmap* dirty_bitmap(std::string_view name) override {
+    return drivers::find_dirty_bitmap(scheduler_.node(), name);
   }
 
  private:

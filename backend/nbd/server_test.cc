@@ -12,6 +12,7 @@
 
 #include <cstring>
 #include <fstream>
+#include <map>
 
 #include "backend/nbd/test_server.h"
 
@@ -214,6 +215,33 @@ TEST(NbdServerStatus, TellsHolesFromData) {
   Descriptors beyond;
   EXPECT_EQ(nbd_block_status(c.h(), 65536, 16 << 20, beyond.callback(), 0), -1);
   EXPECT_EQ(nbd_get_errno(), EINVAL);
+}
+
+// The answer to one question has a chunk for each context that was selected.
+TEST(NbdServerStatus, TellsChangesBesideHoles) {
+  char path[] = "/var/tmp/vbdkit-cbt-XXXXXX";
+  const Fd file(mkostemp(path, O_CLOEXEC));
+  {
+    TestServer server("cbt:name=backup,file=" + std::string(path) + "|" + kRam, {});
+    const std::unique_ptr<nbd_handle, void (*)(nbd_handle*)> h(nbd_create(), nbd_close);
+    nbd_add_meta_context(h.get(), LIBNBD_CONTEXT_BASE_ALLOCATION);
+    nbd_add_meta_context(h.get(), "qemu:dirty-bitmap:backup");
+    ASSERT_EQ(nbd_connect_unix(h.get(), server.path().c_str()), 0) << nbd_get_error();
+    ASSERT_EQ(nbd_zero(h.get(), 65536, 1 << 20, 0), 0);
+    std::map<std::string, std::vector<uint32_t>> found;
+    const nbd_extent_callback callback{
+        [](void* data, const char* context, uint64_t, uint32_t* entries, size_t n, int*) {
+          (*static_cast<decltype(found)*>(data))[context].assign(entries, entries + n);
+          return 0;
+        },
+        &found, nullptr};
+    ASSERT_EQ(nbd_block_status(h.get(), 2 << 20, 0, callback, 0), 0) << nbd_get_error();
+    EXPECT_EQ(found["qemu:dirty-bitmap:backup"],
+              (std::vector<uint32_t>{1 << 20, 0, 65536, 1, (1 << 20) - 65536, 0}));
+    EXPECT_EQ(found[LIBNBD_CONTEXT_BASE_ALLOCATION],
+              (std::vector<uint32_t>{2 << 20, LIBNBD_STATE_HOLE | LIBNBD_STATE_ZERO}));
+  }
+  unlink(path);
 }
 
 TEST(NbdServerConnections, SeeEachOthersWrites) {

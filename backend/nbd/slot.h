@@ -19,7 +19,7 @@ class Connection;
 // A block status question and its answer, as it will be sent.
 struct StatusWork {
   drivers::StatusRequest question;
-  std::vector<uint8_t> chunk;
+  std::vector<uint8_t> chunks;
 };
 
 struct Slot : drivers::Request {

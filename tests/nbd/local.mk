@@ -4,6 +4,7 @@ tests_bench_nbdload_SOURCES = tests/bench/nbdload.cc
 tests_bench_nbdload_LDADD = libnbdserver.la libbase.la
 
 nbdtests = \
+  tests/nbd/dirty_bitmap.sh \
   tests/nbd/fio.sh \
   tests/nbd/qemu.sh \
   tests/nbd/serve.sh \
