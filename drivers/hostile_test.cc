@@ -12,6 +12,7 @@
 #include <fstream>
 #include <functional>
 
+#include "drivers/chain/chain_node.h"
 #include "drivers/chain/open_chain.h"
 #include "drivers/qcow2/check.h"
 #include "drivers/qcow2/create.h"
@@ -324,6 +325,41 @@ TEST_F(HostileVhd, TheLargestTableCostsNoMoreThanItself) {
   ASSERT_TRUE(node.ok()) << node.error().message();
   EXPECT_EQ(0, read(**node, kTiB));
   costs.expect(2 * kMiB, 80, 4 * kMiB);
+}
+
+// A fully fragmented disk of 2 TiB, more of which is read than the map may hold.
+TEST_F(HostileQcow2, TheMapOfAFragmentedDiskStaysWithinItsLimit) {
+  constexpr uint64_t kSize = 2 * kTiB;
+  constexpr uint64_t kClusters = 512;  // of one L2 slice: a window of the map
+  make("a", kSize);
+  stretch("a", kTiB);
+  {
+    // Every L1 entry has a table, and in each table no cluster follows its neighbour in the file.
+    auto file = qcow2::MetadataFile::open(path("a"), ImageFile::Mode::kWrite);
+    const auto header = file->read_header();
+    std::vector<uint64_t> l1(header->l1_entries);
+    std::vector<uint64_t> l2(8192);
+    for (size_t i = 0; i < l2.size(); ++i)
+      l2[i] = (64 * kMiB + (i ^ 1) * 2 * 64 * kKiB) | qcow2::kCopiedFlag;
+    for (size_t i = 0; i < l1.size(); ++i) l1[i] = 32 * kMiB | qcow2::kCopiedFlag;
+    ASSERT_TRUE(file->write_table(32 * kMiB, l2).ok());
+    ASSERT_TRUE(file->write_table(header->l1_offset, l1).ok());
+  }
+  constexpr uint64_t kLimit = 4 * kMiB;
+  const auto node = open("qcow2,map-memory=4M:" + path("a"), true);
+  ASSERT_TRUE(node.ok()) << node.error().message();
+  const auto& chain = static_cast<const ChainNode&>(**node);
+  EXPECT_EQ(0, read(**node, 0));
+  EXPECT_GT(chain.map().memory(), kClusters * 4);
+  const Costs costs;
+  for (uint64_t at = 0; at < kSize; at += 16 * chain.map().window()) {
+    ASSERT_EQ(0, read(**node, at));
+    ASSERT_LE(chain.map().memory(), kLimit);
+  }
+  EXPECT_GT(chain.map().memory(), kLimit - 64 * kKiB);
+  // What window_map.h says that such a window takes.
+  EXPECT_LE(chain.map().memory() / chain.map().windows(), 6500u);
+  costs.expect(UINT64_MAX, UINT64_MAX, 2 * kLimit);
 }
 
 }  // namespace

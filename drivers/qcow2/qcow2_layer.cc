@@ -15,7 +15,7 @@ using Kind = ClusterState::Kind;
 
 // L2 slices and refcount slices. A parent's are read to build windows of the chain's map, in order.
 constexpr uint64_t kLeafCache = uint64_t{4} << 20;  // bytes
-constexpr uint64_t kParentCache = uint64_t{128} << 10;
+constexpr uint64_t kParentCache = uint64_t{32} << 10;
 
 // A parent's L1 table is kept in memory up to this size (4 TiB of disk, at the usual cluster size),
 // so that a chain of images cannot take more than a few megabytes by what they claim.
