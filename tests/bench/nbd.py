@@ -26,7 +26,7 @@ def servers(build, image, directory):
     path = lambda name: str(directory / name)
     qsd = lambda name, aio: [
         "qemu-storage-daemon",
-        "--blockdev", f"driver=file,filename={image},aio={aio},node-name=file",
+        "--blockdev", f"driver=file,filename={image},aio={aio},locking=off,node-name=file",
         "--blockdev", "driver=raw,file=file,node-name=disk",
         "--nbd-server", f"addr.type=unix,addr.path={path(name)}",
         "--export", "nbd,id=e,node-name=disk,name=,writable=on",
@@ -58,29 +58,46 @@ def pss_kib(pid):
     return 0
 
 
-def measure(results, build, image, rounds, seconds):
-    running = {}
-    with tempfile.TemporaryDirectory(prefix="vbdkit-bench-") as name:
-        directory = pathlib.Path(name)
+class Servers:
+    """All servers of an image, each on a socket named after it."""
+
+    def __init__(self, build, image):
+        self._dir = tempfile.TemporaryDirectory(prefix="vbdkit-bench-")
+        self.directory = pathlib.Path(self._dir.name)
+        self._commands = servers(build, image, self.directory)
+        self.running = {}
+
+    def __enter__(self):
         try:
-            for subject, command in servers(build, image, directory).items():
-                running[subject] = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL,
-                                                    stderr=subprocess.DEVNULL)
-                wait_for(directory / subject, running[subject])
-            for subject, process in running.items():
-                results.add("nbd idle", subject, pss_kib=pss_kib(process.pid))
-            for case, options in CASES.items():
-                print(f"{case} …", file=sys.stderr)
-                for subject in benchlib.alternating(list(running), rounds):
-                    done = subprocess.run(
-                        [build / "tests/bench/nbdload", "--socket", directory / subject, "--seconds", str(seconds),
-                         "--pid", str(running[subject].pid), *options],
-                        stdout=subprocess.PIPE, text=True, check=True)
-                    report = json.loads(done.stdout)
-                    results.add(case, subject, iops=report["iops"], cpu_us_per_io=report["cpu_us_per_io"],
-                                mib_s=report["mib_s"])
-        finally:
-            for process in running.values():
-                process.terminate()
-            for process in running.values():
-                process.wait()
+            for subject, command in self._commands.items():
+                self.running[subject] = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL,
+                                                         stderr=subprocess.DEVNULL)
+                wait_for(self.directory / subject, self.running[subject])
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for process in self.running.values():
+            process.terminate()
+        for process in self.running.values():
+            process.wait()
+        self._dir.cleanup()
+
+
+def measure(results, build, images, rounds, seconds):
+    with Servers(build, images["read"]) as readers, Servers(build, images["write"]) as writers:
+        for subject, process in readers.running.items():
+            results.add("nbd idle", subject, pss_kib=pss_kib(process.pid))
+        for case, options in CASES.items():
+            print(f"{case} …", file=sys.stderr)
+            group = writers if "randwrite" in options else readers
+            for subject in benchlib.alternating(list(group.running), rounds):
+                done = subprocess.run(
+                    [build / "tests/bench/nbdload", "--socket", group.directory / subject, "--seconds", str(seconds),
+                     "--pid", str(group.running[subject].pid), *options],
+                    stdout=subprocess.PIPE, text=True, check=True)
+                report = json.loads(done.stdout)
+                results.add(case, subject, iops=report["iops"], cpu_us_per_io=report["cpu_us_per_io"],
+                            mib_s=report["mib_s"])

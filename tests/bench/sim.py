@@ -33,16 +33,17 @@ LARGE_INDIRECT = ["--op", "read", "--bs", "131072", "--qd", "8", "--indirect", "
 class Frontend:
     """Runs simfront and keeps what it said."""
 
-    def __init__(self, build, image, seconds):
+    def __init__(self, build, images, seconds):
         self._program = build / "tests/sim/simfront"
-        self._image = image
+        self._images = images
         self._seconds = seconds
 
     def run(self, subject, options):
+        image = self._images["write" if "randwrite" in options else "read"]
         if subject == "qdisk":
-            disk = ["--backend", "qdisk", "--target", str(self._image)]
+            disk = ["--backend", "qdisk", "--target", str(image)]
         else:
-            disk = ["--backend", "vbd", "--target", f"raw,direct=off:{self._image}"]
+            disk = ["--backend", "vbd", "--target", f"raw,direct=off:{image}"]
             if subject == "vbdkit":
                 disk.append("--persistent")
         done = subprocess.run(
@@ -91,8 +92,8 @@ def normalised(report, block):
     }
 
 
-def measure(results, build, image, rounds, seconds):
-    frontend = Frontend(build, image, seconds)
+def measure(results, build, images, rounds, seconds):
+    frontend = Frontend(build, images, seconds)
     with Daemon(build):
         # vbdkit: the guest offers persistent grants, as Linux does. vbdkit-copy: it does not.
         for case, options in CASES.items():
