@@ -7,6 +7,8 @@ libdrivers_la_SOURCES = \
   drivers/file_lock.h \
   drivers/file_probe.cc \
   drivers/file_probe.h \
+  drivers/image_format.cc \
+  drivers/image_format.h \
   drivers/iov.h \
   drivers/log_filter.cc \
   drivers/log_filter.h \
@@ -22,6 +24,7 @@ libdrivers_la_SOURCES = \
   drivers/raw_bounce.h \
   drivers/raw_file.cc \
   drivers/raw_file.h \
+  drivers/raw_image.cc \
   drivers/registry.cc \
   drivers/registry.h \
   drivers/request_pool.h \
@@ -62,6 +65,7 @@ endif
 
 include drivers/cbt/local.mk
 include drivers/chain/local.mk
+include drivers/jobs/local.mk
 include drivers/nbd/local.mk
 include drivers/qcow2/local.mk
 include drivers/vhd/local.mk

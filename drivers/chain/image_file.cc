@@ -75,6 +75,7 @@ Result<void> ImageFile::resize(Bytes size) {
 }
 
 Result<void> ImageFile::flush() {
+  if (ignore_flush_) return {};
   if (fdatasync(fd_.get()) != 0) return Error::from_errno(errno, "flush " + path_);
   return {};
 }

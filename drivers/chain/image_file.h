@@ -45,6 +45,8 @@ class ImageFile {
   Result<void> write(uint64_t offset, std::span<const std::byte> from);
   Result<void> resize(Bytes size);  // nothing on a block device
   Result<void> flush();
+  // From now on flush() does nothing (OpenOptions::ignore_flush).
+  void ignore_flush() { ignore_flush_ = true; }
 
  private:
   ImageFile(Fd fd, std::string path) : fd_(std::move(fd)), path_(std::move(path)) {}
@@ -54,6 +56,7 @@ class ImageFile {
   FileIdentity identity_;
   int64_t modified_ = 0;
   bool block_device_ = false;
+  bool ignore_flush_ = false;
 };
 
 }  // namespace vbdkit::drivers

@@ -2,6 +2,8 @@
 libdrivers_la_SOURCES += \
   drivers/chain/chain_node.cc \
   drivers/chain/chain_node.h \
+  drivers/chain/chain_steps.cc \
+  drivers/chain/chain_steps.h \
   drivers/chain/formats.cc \
   drivers/chain/image_file.cc \
   drivers/chain/image_file.h \

@@ -8,11 +8,10 @@
 #include <span>
 
 #include "drivers/chain/chain_node.h"
+#include "drivers/chain/chain_steps.h"
 #include "drivers/registry.h"
 
 namespace vbdkit::drivers {
-
-inline constexpr size_t kMaxChainDepth = 256;  // layers
 
 struct ChainPolicy {
   // Whether an image may name a file without a format as its parent. Whoever wrote such an image

@@ -22,6 +22,7 @@ libdrivers_la_SOURCES += \
   drivers/qcow2/geometry.h \
   drivers/qcow2/image.cc \
   drivers/qcow2/image.h \
+  drivers/qcow2/image_format.cc \
   drivers/qcow2/info.cc \
   drivers/qcow2/info.h \
   drivers/qcow2/layout.cc \
@@ -30,6 +31,8 @@ libdrivers_la_SOURCES += \
   drivers/qcow2/metadata_file.h \
   drivers/qcow2/qcow2_layer.cc \
   drivers/qcow2/qcow2_layer.h \
+  drivers/qcow2/rebase.cc \
+  drivers/qcow2/rebase.h \
   drivers/qcow2/reference_map.cc \
   drivers/qcow2/reference_map.h \
   drivers/qcow2/refcounts.cc \

@@ -27,6 +27,7 @@ class MetadataFile {
   Result<void> write(uint64_t offset, std::span<const uint8_t> from);
   Result<void> set_size(uint64_t size);  // nothing on a block device
   Result<void> sync() { return file_.flush(); }
+  void ignore_sync() { file_.ignore_flush(); }
   // Looks at the size anew: others have written.
   Result<void> refresh();
 

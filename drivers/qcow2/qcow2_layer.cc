@@ -7,6 +7,7 @@
 
 #include "drivers/iov.h"
 #include "drivers/qcow2/check.h"
+#include "drivers/qcow2/rebase.h"
 
 namespace vbdkit::drivers::qcow2 {
 namespace {
@@ -26,11 +27,6 @@ constexpr uint64_t kMostParentL1 = uint64_t{64} << 10;  // bytes
 constexpr WalkLimits kRebuildLimits{.metadata = uint64_t{144} << 20, .memory = uint64_t{96} << 20};
 
 std::string num(uint64_t v) { return std::to_string(v); }
-
-std::string directory_of(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  return slash == std::string::npos ? "" : path.substr(0, slash + 1);
-}
 
 }  // namespace
 
@@ -127,6 +123,7 @@ Qcow2Layer::Qcow2Layer(Header header, MetadataFile metadata, LayerSource source,
   info_.format = "qcow2";
   info_.discard_granularity = static_cast<uint32_t>(image_.g.unit_size());
   info_.can_write_zeroes = true;
+  if (!image_.file->info().volatile_cache) image_.blocking.ignore_sync();
 }
 
 Qcow2Layer::~Qcow2Layer() {
@@ -161,18 +158,7 @@ int Qcow2Layer::close() {
 }
 
 Result<void> Qcow2Layer::find_parent() {
-  std::string name = image_.header.backing_file;
-  if (name.empty()) return {};
-  if (name.starts_with("file:")) name.erase(0, 5);
-  const size_t colon = name.find(':');
-  if (colon != std::string::npos && name.find('/') > colon)
-    return Error(ErrorKind::kUnsupported,
-                 image_.path() + ": its backing file '" + name + "' is not a plain path");
-  ParentReference reference;
-  reference.path = name.starts_with("/") ? name : directory_of(image_.path()) + name;
-  reference.tried = {reference.path};
-  reference.format = image_.header.backing_format.value_or("");
-  parent_ = std::move(reference);
+  VBDKIT_ASSIGN(parent_, backing_reference(image_.path(), image_.header));
   return {};
 }
 

@@ -304,8 +304,9 @@ Result<void> grow(ImageFile& file, Bytes size) {
   return replace_footer(file, metadata, footer);
 }
 
-Result<void> set_parent(const std::string& path, const std::string& parent, bool raw_parent) {
-  VBDKIT_ASSIGN(ImageFile file, ImageFile::open(path, ImageFile::Mode::kWrite));
+Result<std::vector<FilePatch>> plan_parent(const std::string& path, const std::string& parent,
+                                           bool raw_parent) {
+  VBDKIT_ASSIGN(const ImageFile file, ImageFile::open(path, ImageFile::Mode::kRead));
   VBDKIT_ASSIGN(const Metadata metadata, read_metadata(file));
   if (!metadata.differencing())
     return invalid("vhd: " + path + ": has no parent, so it cannot get another one");
@@ -314,19 +315,30 @@ Result<void> set_parent(const std::string& path, const std::string& parent, bool
   VBDKIT_ASSIGN(const LocatorTexts texts, name_parent(header, path, parent, facts));
   // Texts go where the old ones are; those that are too long for that, and other kinds of
   // locators, go.
+  std::vector<FilePatch> patches;
   for (size_t i = 0; i < kLocators; ++i) {
     Locator& locator = header.locators[i];
     const bool ours = i < kLocatorCodes.size();
     const bool fits = ours && locator.offset != 0 && locator.length <= locator.space_bytes() &&
                       range_inside(locator.offset, locator.space_bytes(), metadata.file_size);
     if (fits)
-      VBDKIT_TRY(file.write(locator.offset, texts[i]));
+      patches.push_back({locator.offset, texts[i]});
     else
       locator = {};
   }
-  VBDKIT_TRY(file.flush());
-  VBDKIT_TRY(file.write(metadata.footer.data_offset, encode_header(header)));
-  return file.flush();
+  if (patches.empty())
+    return Error(ErrorKind::kUnsupported, "vhd: " + path + ": has no room for its parent's name");
+  const auto bytes = encode_header(header);
+  FilePatch switched{metadata.footer.data_offset, {bytes.begin(), bytes.end()}};
+  // Until the header has the new parent's UUID, one name of the old one must be left.
+  patches.insert(patches.size() > 1 ? patches.end() - 1 : patches.end(), std::move(switched));
+  return patches;
+}
+
+Result<void> set_parent(const std::string& path, const std::string& parent, bool raw_parent) {
+  VBDKIT_ASSIGN(const std::vector<FilePatch> patches, plan_parent(path, parent, raw_parent));
+  VBDKIT_ASSIGN(ImageFile file, ImageFile::open(path, ImageFile::Mode::kWrite));
+  return apply_patches(file, patches);
 }
 
 Result<void> set_hidden(const std::string& path, bool hidden) {

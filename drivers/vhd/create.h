@@ -6,10 +6,12 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "base/units.h"
 #include "drivers/chain/image_file.h"
+#include "drivers/image_format.h"
 #include "drivers/vhd/layout.h"
 
 namespace vbdkit::drivers::vhd {
@@ -33,7 +35,10 @@ Result<void> create(const std::string& path, const CreateOptions& options);
 // block table grows are moved to the end of the file first.
 Result<void> grow(ImageFile& file, Bytes size);
 
-// Lets a differencing image stand on another parent, whose content must be what the image expects.
+// Lets a differencing image stand on another parent, whose content must be what the image expects:
+// the writes that do so (see ImageFormat), or all of them done.
+Result<std::vector<FilePatch>> plan_parent(const std::string& path, const std::string& parent,
+                                           bool raw_parent);
 Result<void> set_parent(const std::string& path, const std::string& parent, bool raw_parent);
 
 // tapdisk's mark of a node that no guest uses by itself.

@@ -8,6 +8,7 @@ libdrivers_la_SOURCES += \
   drivers/vhd/check.h \
   drivers/vhd/create.cc \
   drivers/vhd/create.h \
+  drivers/vhd/image_format.cc \
   drivers/vhd/layout.cc \
   drivers/vhd/layout.h \
   drivers/vhd/locator.cc \

@@ -210,6 +210,30 @@ Result<void> write_batmap(ImageFile& file, const Metadata& metadata,
   return file.flush();
 }
 
+namespace {
+
+bool has_uuid(const std::string& path, const std::string& uuid) {
+  const auto file = ImageFile::open(path, ImageFile::Mode::kRead);
+  if (!file) return false;
+  const auto metadata = read_metadata(*file);
+  return metadata && to_string(metadata->footer.uuid) == uuid;
+}
+
+// The first candidate that is there. Several are where images were moved, or while the image is put
+// on another parent: then the UUID tells which one is meant.
+std::string choose_parent(const ParentReference& reference) {
+  std::vector<std::string> found;
+  for (const std::string& path : reference.tried)
+    if (access(path.c_str(), F_OK) == 0) found.push_back(path);
+  if (found.empty()) return reference.tried.front();
+  if (found.size() > 1 && !reference.uuid.empty())
+    for (const std::string& path : found)
+      if (has_uuid(path, reference.uuid)) return path;
+  return found.front();
+}
+
+}  // namespace
+
 Result<ParentReference> read_parent(const ImageFile& file, const Metadata& metadata) {
   ParentReference reference;
   const std::vector<std::string> texts = parent_texts(file, metadata);
@@ -222,13 +246,11 @@ Result<ParentReference> read_parent(const ImageFile& file, const Metadata& metad
       if (std::find(reference.tried.begin(), reference.tried.end(), path) == reference.tried.end())
         reference.tried.push_back(std::move(path));
   if (reference.tried.empty()) return corrupt(file, "it has a parent but does not say where");
-  const auto exists = std::find_if(reference.tried.begin(), reference.tried.end(),
-                                   [](const auto& p) { return access(p.c_str(), F_OK) == 0; });
-  reference.path = exists == reference.tried.end() ? reference.tried.front() : *exists;
   const DynamicHeader& header = metadata.header;
   // tapdisk's mark of a parent that is no VHD.
   reference.format = is_null(header.parent_uuid) ? "raw" : "vhd";
   if (!is_null(header.parent_uuid)) reference.uuid = to_string(header.parent_uuid);
+  reference.path = choose_parent(reference);
   if (header.parent_timestamp != 0) reference.modified = from_vhd_time(header.parent_timestamp);
   return reference;
 }

@@ -94,7 +94,9 @@ WriteLayer::WriteLayer(LayerSource source, const LayerContext& context, ImageFil
       blocks_(std::move(blocks)),
       bitmaps_(*file_, blocks_.metadata().header.sectors_per_block(),
                blocks_.metadata().header.bitmap_bytes(), kBitmapsKept),
-      dirty_limit_(dirty_limit) {}
+      dirty_limit_(dirty_limit) {
+  if (!file_->info().volatile_cache) control_.ignore_flush();
+}
 
 Result<std::unique_ptr<Layer>> WriteLayer::open(LayerSource source, const LayerContext& context,
                                                 ImageFile control, Metadata metadata,

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "drivers/chain/chain_steps.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+
+namespace vbdkit::drivers {
+
+Result<void> ChainSteps::add(const std::string& path) {
+  paths_.push_back(path);
+  if (paths_.size() > kMaxChainDepth)
+    return Error(ErrorKind::kUnsupported,
+                 "the chain is longer than " + std::to_string(kMaxChainDepth) + " images");
+  struct stat st {};
+  if (stat(path.c_str(), &st) != 0) return Error::from_errno(errno, "open " + path);
+  const FileIdentity identity{st.st_dev, st.st_ino};
+  if (std::find(files_.begin(), files_.end(), identity) != files_.end())
+    return Error(ErrorKind::kCorrupt, "the chain is a loop: this file is in it already");
+  files_.push_back(identity);
+  modified_ = st.st_mtim.tv_sec;
+  return {};
+}
+
+Result<void> ChainSteps::check(const ParentReference& reference) const {
+  if (reference.path.empty())
+    return Error(ErrorKind::kCorrupt, "it has a parent but does not say where");
+  if (reference.format.empty())
+    return Error(ErrorKind::kUnsupported,
+                 "it does not say which format its parent " + reference.path +
+                     " has, and formats are not guessed (qemu-img rebase -u -F records it)");
+  struct stat st {};
+  if (stat(reference.path.c_str(), &st) != 0 && errno == ENOENT) {
+    std::string tried;
+    for (const std::string& path : reference.tried) tried += (tried.empty() ? "" : ", ") + path;
+    return Error(ErrorKind::kNotFound, "its parent is missing; looked for " + tried, ENOENT);
+  }
+  return {};
+}
+
+Result<void> ChainSteps::check_identity(const ParentReference& reference,
+                                        const std::string& uuid) const {
+  if (!reference.uuid.empty() && reference.uuid != uuid)
+    return Error(ErrorKind::kCorrupt, "it is not the parent its child was made on: UUID " +
+                                          (uuid.empty() ? "none" : uuid) + ", expected " +
+                                          reference.uuid);
+  return {};
+}
+
+Error ChainSteps::failed(Error error) const {
+  std::string steps;
+  for (const std::string& path : paths_)
+    steps += (steps.empty() ? ": open " : ", its parent ") + path;
+  return std::move(error).context(driver_ + steps);
+}
+
+}  // namespace vbdkit::drivers

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "drivers/image_format.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "drivers/chain/chain_steps.h"
+
+namespace vbdkit::drivers {
+
+std::span<const ImageFormat> image_formats() {
+  static const ImageFormat table[] = {
+      qcow2_image_format(),
+      raw_image_format(),
+      vhd_image_format(),
+  };
+  return table;
+}
+
+const ImageFormat* find_image_format(std::string_view name) {
+  for (const ImageFormat& format : image_formats())
+    if (name == format.name) return &format;
+  return nullptr;
+}
+
+const ImageFormat* format_by_name_of(std::string_view path) {
+  const size_t dot = path.rfind('.');
+  if (dot == std::string_view::npos || path.find('/', dot) != std::string_view::npos)
+    return nullptr;
+  const std::string suffix = std::string(path.substr(dot)) + " ";
+  for (const ImageFormat& format : image_formats())
+    if ((std::string(format.suffixes) + " ").find(suffix) != std::string::npos) return &format;
+  return nullptr;
+}
+
+Result<void> apply_patches(ImageFile& file, std::span<const FilePatch> patches) {
+  for (const FilePatch& patch : patches) {
+    VBDKIT_TRY(file.write(patch.offset, patch.bytes));
+    VBDKIT_TRY(file.flush());
+  }
+  return {};
+}
+
+Result<std::string> recorded_parent(const std::string& path, const std::string& parent) {
+  namespace fs = std::filesystem;
+  if (parent.starts_with('/')) return parent;
+  std::error_code error;
+  fs::path directory = fs::path(path).parent_path();
+  if (directory.empty()) directory = ".";
+  const fs::path from = fs::canonical(directory, error);
+  if (error) return Error::from_errno(error.value(), "open " + directory.string());
+  const fs::path above = fs::path(parent).parent_path();
+  const fs::path to = fs::canonical(above.empty() ? "." : above, error);
+  if (error) return Error::from_errno(error.value(), "open " + parent);
+  const std::string relative = (to / fs::path(parent).filename()).lexically_relative(from).string();
+  // Else it would look like a protocol's name.
+  return relative.find(':') < relative.find('/') ? "./" + relative : relative;
+}
+
+Error unknown_option(std::string_view format, std::string_view key,
+                     std::span<const FormatOption> known) {
+  std::string text = std::string(format) + ": unknown option '" + std::string(key) + "' (known:";
+  for (const FormatOption& option : known)
+    text += std::string(" ") + option.key + "=" + option.values;
+  return Error(ErrorKind::kInvalid, text + ")");
+}
+
+Result<void> add_file_facts(const ImageFile& file, ImageFacts& facts) {
+  VBDKIT_ASSIGN(facts.file_size, file.size());
+  struct stat st {};
+  if (stat(file.path().c_str(), &st) != 0) return Error::from_errno(errno, "stat " + file.path());
+  facts.allocated =
+      file.block_device() ? facts.file_size : Bytes{static_cast<uint64_t>(st.st_blocks) * 512};
+  return {};
+}
+
+namespace {
+
+Result<void> add_image(ChainFacts& chain, ChainSteps& steps, const std::string& path,
+                       const std::string& format) {
+  VBDKIT_TRY(steps.add(path));
+  const ImageFormat* const known = find_image_format(format);
+  if (known == nullptr)
+    return Error(ErrorKind::kUnsupported, "format '" + format + "' is not known");
+  VBDKIT_ASSIGN(ImageFacts facts, known->inspect(path));
+  chain.images.push_back(std::move(facts));
+  return {};
+}
+
+Result<void> add_parents(ChainFacts& chain, ChainSteps& steps) {
+  while (chain.images.back().parent) {
+    const ParentReference reference = *chain.images.back().parent;
+    VBDKIT_TRY(steps.check(reference));
+    VBDKIT_TRY(add_image(chain, steps, reference.path, reference.format));
+    VBDKIT_TRY(steps.check_identity(reference, chain.images.back().uuid));
+  }
+  return {};
+}
+
+}  // namespace
+
+ChainFacts inspect_chain(const std::string& path, const std::string& format) {
+  ChainFacts chain;
+  ChainSteps steps(format);
+  auto added = add_image(chain, steps, path, format);
+  if (added) added = add_parents(chain, steps);
+  chain.paths = steps.paths();
+  if (!added) chain.broken = steps.failed(std::move(added).error());
+  return chain;
+}
+
+Result<ImageLock> ImageLock::take(const std::string& path, LockMode mode) {
+  const bool writes = mode == LockMode::kWriter || mode == LockMode::kSharedWriter;
+  VBDKIT_ASSIGN(Fd fd, Fd::open(path, (writes ? O_RDWR : O_RDONLY) | O_NONBLOCK));
+  VBDKIT_TRY(lock_image(fd.get(), path, mode));
+  return ImageLock(std::move(fd));
+}
+
+}  // namespace vbdkit::drivers
