@@ -65,6 +65,7 @@ class RawNode final : public Node, private BouncePool::Client {
       : spec_(spec),
         options_(options),
         shared_(context.options.shared),
+        ignore_flush_(context.options.ignore_flush),
         reactor_(context.reactor),
         log_(context.log),
         bounce_(reactor_, *this) {}
@@ -105,6 +106,7 @@ class RawNode final : public Node, private BouncePool::Client {
   const NodeSpec spec_;
   const RawOptions options_;
   const bool shared_;
+  const bool ignore_flush_;
   io::Reactor& reactor_;
   const Logger& log_;
   NodeInfo info_;
@@ -177,7 +179,7 @@ void RawNode::describe(const RawFile& file) {
   info_.can_discard = can_punch_ && options_.discard;
   info_.discard_granularity = info_.can_discard ? facts.discard_granularity : 0;
   info_.can_write_zeroes = !file.read_only && can_zero_range_;
-  info_.volatile_cache = !file.read_only;
+  info_.volatile_cache = !file.read_only && !ignore_flush_;
   info_.rotational = facts.rotational;
 }
 
@@ -188,6 +190,10 @@ void RawNode::submit(Request& request) {
   }
   if (request.op != Op::kFlush && !range_inside(request.offset, request.length, info_.size.v)) {
     request.done(request, EINVAL);
+    return;
+  }
+  if (request.op == Op::kFlush && ignore_flush_) {
+    request.done(request, 0);
     return;
   }
   request.owner = file_.get();

@@ -53,6 +53,9 @@ struct OpenOptions {
   // False: take the image for this instance alone (an OFD lock where there is a file to lock);
   // true: others that also share may have it open.
   bool shared = false;
+  // A new image that is thrown away where the machine fails before it is complete: flushes order
+  // nothing and make nothing durable.
+  bool ignore_flush = false;
 };
 
 struct OpenContext {
