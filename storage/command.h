@@ -16,15 +16,27 @@ namespace vbdkit::storage {
 inline constexpr int kExitOk = 0;
 inline constexpr int kExitFailure = 1;  // it was tried and failed
 inline constexpr int kExitUsage = 2;    // the command line makes no sense
+// Of check.
+inline constexpr int kExitErrorsFound = 4;
+inline constexpr int kExitRemainsFound = 3;  // nothing that does harm
+// Of compare.
+inline constexpr int kExitDifferent = 3;
 
 struct Command {
   const char* name;
   const char* summary;
   // `args` are those after the command's name.
   int (*run)(const std::vector<std::string>& args, const Logger& log);
+  LogLevel threshold = LogLevel::kNotice;
 };
 
-int serve(const std::vector<std::string>& args, const Logger& log);
+int check(const std::vector<std::string>& args, const Logger& log);
+int compare(const std::vector<std::string>& args, const Logger& log);
+int convert(const std::vector<std::string>& args, const Logger& log);
+int create(const std::vector<std::string>& args, const Logger& log);
+int info(const std::vector<std::string>& args, const Logger& log);
 int list_drivers(const std::vector<std::string>& args, const Logger& log);
+int map(const std::vector<std::string>& args, const Logger& log);
+int serve(const std::vector<std::string>& args, const Logger& log);
 
 }  // namespace vbdkit::storage

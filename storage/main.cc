@@ -12,8 +12,14 @@ namespace vbdkit::storage {
 namespace {
 
 constexpr Command kCommands[] = {
+    {"check", "look whether an image contradicts itself, and repair it", check},
+    {"compare", "look whether two disks have the same content", compare},
+    {"convert", "copy a disk into an image of any format", convert},
+    {"create", "make an image", create},
     {"drivers", "list the image drivers and filters", list_drivers},
-    {"serve", "export a disk over NBD, without Xen", serve},
+    {"info", "show what an image says of itself and its parents", info},
+    {"map", "show which file holds which part of a disk", map},
+    {"serve", "export a disk over NBD, without Xen", serve, LogLevel::kInfo},
 };
 
 void print_usage(std::FILE* to) {
@@ -39,10 +45,13 @@ int run(const std::vector<std::string>& args) {
     std::puts("vbdkit " PACKAGE_VERSION);
     return kExitOk;
   }
-  const Logger log("vbdkit",
-                   std::getenv("VBDKIT_DEBUG") != nullptr ? LogLevel::kDebug : LogLevel::kInfo);
-  for (const Command& command : kCommands)
-    if (args[0] == command.name) return command.run({args.begin() + 1, args.end()}, log);
+  const bool debug = std::getenv("VBDKIT_DEBUG") != nullptr;
+  for (const Command& command : kCommands) {
+    if (args[0] != command.name) continue;
+    const Logger log("vbdkit", debug ? LogLevel::kDebug : command.threshold);
+    return command.run({args.begin() + 1, args.end()}, log);
+  }
+  const Logger log("vbdkit", LogLevel::kNotice);
   log.error("'%s' is no command; 'vbdkit --help' lists them", args[0].c_str());
   return kExitUsage;
 }

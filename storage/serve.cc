@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
 // vbdkit serve: one disk, one NBD server, one reactor, until SIGTERM or SIGINT.
-#include <signal.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -15,6 +14,7 @@
 #include "io/reactor.h"
 #include "storage/command.h"
 #include "storage/readiness.h"
+#include "storage/termination.h"
 
 namespace vbdkit::storage {
 namespace {
@@ -90,19 +90,6 @@ Result<std::optional<ServeOptions>> parse(const std::vector<std::string>& args) 
   return std::optional<ServeOptions>(std::move(o));
 }
 
-// SIGTERM and SIGINT become readable instead of interrupting. Created before anything else starts a
-// thread, so that all inherit the mask.
-Result<Fd> termination_signals() {
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGTERM);
-  sigaddset(&set, SIGINT);
-  if (::sigprocmask(SIG_BLOCK, &set, nullptr) != 0) return Error::from_errno(errno, "sigprocmask");
-  Fd fd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
-  if (!fd.valid()) return Error::from_errno(errno, "signalfd");
-  return fd;
-}
-
 // The end of serving: the server drains, then one flush makes durable what clients left behind.
 class Stopper {
  public:
@@ -142,16 +129,8 @@ class Stopper {
   Flush flush_;
 };
 
-void unblock_signals() {
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGTERM);
-  sigaddset(&set, SIGINT);
-  ::sigprocmask(SIG_UNBLOCK, &set, nullptr);
-}
-
 Result<void> run(const ServeOptions& options, const Logger& log) {
-  VBDKIT_ASSIGN(const Fd signals, termination_signals());
+  VBDKIT_ASSIGN(const Fd signals, catch_termination());
   VBDKIT_ASSIGN(const drivers::GraphSpec graph, drivers::parse_graph(options.spec));
   io::Reactor::Options reactor_options;
   reactor_options.engine = options.engine;
@@ -171,7 +150,7 @@ Result<void> run(const ServeOptions& options, const Logger& log) {
     signalfd_siginfo info;
     if (::read(signals.get(), &info, sizeof info) != sizeof info) return;
     log.info("signal %u: stopping", info.ssi_signo);
-    unblock_signals();
+    release_termination();
     stopper.begin();
     watch.reset();
   });
