@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 include tests/sim/local.mk
 include tests/nbd/local.mk
+include tests/tools/local.mk
 include tests/fuzz/local.mk
 include tests/bench/local.mk
 include tests/xen/local.mk

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+toolstests = \
+  tests/tools/convert.sh \
+  tests/tools/images.sh
+TESTS += $(toolstests)
+EXTRA_DIST += $(toolstests) tests/tools/lib.sh
