@@ -2,6 +2,7 @@
 #include "drivers/image_format.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -43,18 +44,29 @@ Result<void> apply_patches(ImageFile& file, std::span<const FilePatch> patches) 
   return {};
 }
 
-Result<std::string> recorded_parent(const std::string& path, const std::string& parent) {
+namespace {
+
+// With the directory's real name, and its own name as it is: it may be a link on purpose.
+Result<std::filesystem::path> settled_path(const std::string& path) {
   namespace fs = std::filesystem;
-  if (parent.starts_with('/')) return parent;
   std::error_code error;
-  fs::path directory = fs::path(path).parent_path();
-  if (directory.empty()) directory = ".";
-  const fs::path from = fs::canonical(directory, error);
-  if (error) return Error::from_errno(error.value(), "open " + directory.string());
-  const fs::path above = fs::path(parent).parent_path();
-  const fs::path to = fs::canonical(above.empty() ? "." : above, error);
-  if (error) return Error::from_errno(error.value(), "open " + parent);
-  const std::string relative = (to / fs::path(parent).filename()).lexically_relative(from).string();
+  const fs::path directory = fs::path(path).parent_path();
+  const fs::path real = fs::canonical(directory.empty() ? "." : directory, error);
+  if (error) return Error::from_errno(error.value(), "open " + path);
+  return real / fs::path(path).filename();
+}
+
+}  // namespace
+
+Result<std::string> absolute_parent(const std::string& parent) {
+  VBDKIT_ASSIGN(const std::filesystem::path path, settled_path(parent));
+  return path.string();
+}
+
+Result<std::string> relative_parent(const std::string& path, const std::string& parent) {
+  VBDKIT_ASSIGN(const std::filesystem::path from, settled_path(path));
+  VBDKIT_ASSIGN(const std::filesystem::path to, settled_path(parent));
+  const std::string relative = to.lexically_relative(from.parent_path()).string();
   // Else it would look like a protocol's name.
   return relative.find(':') < relative.find('/') ? "./" + relative : relative;
 }
@@ -65,6 +77,14 @@ Error unknown_option(std::string_view format, std::string_view key,
   for (const FormatOption& option : known)
     text += std::string(" ") + option.key + "=" + option.values;
   return Error(ErrorKind::kInvalid, text + ")");
+}
+
+Result<void> give_owner(const std::string& path, const std::string& like) {
+  struct stat st {};
+  if (::stat(like.c_str(), &st) != 0) return Error::from_errno(errno, "stat " + like);
+  if (::chown(path.c_str(), st.st_uid, st.st_gid) != 0 || ::chmod(path.c_str(), st.st_mode) != 0)
+    return Error::from_errno(errno, "give " + path + " the owner and mode of " + like);
+  return {};
 }
 
 Result<void> add_file_facts(const ImageFile& file, ImageFacts& facts) {

@@ -110,13 +110,16 @@ ImageFormat vhd_image_format();
 
 Result<void> apply_patches(ImageFile& file, std::span<const FilePatch> patches);
 
-// How a parent's path is recorded in an image at `path`: absolute where it is given so, else from
-// the image's directory.
-Result<std::string> recorded_parent(const std::string& path, const std::string& parent);
+// How a parent's path is recorded in an image at `path`: as it is, or from the image's directory.
+Result<std::string> absolute_parent(const std::string& parent);
+Result<std::string> relative_parent(const std::string& path, const std::string& parent);
 
 // "key=value: expected on or off"; `known` are a format's options.
 Error unknown_option(std::string_view format, std::string_view key,
                      std::span<const FormatOption> known);
+
+// For a file that takes the place of another one.
+Result<void> give_owner(const std::string& path, const std::string& like);
 
 // Size and allocation of the file itself.
 Result<void> add_file_facts(const ImageFile& file, ImageFacts& facts);

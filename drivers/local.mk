@@ -7,6 +7,8 @@ libdrivers_la_SOURCES = \
   drivers/file_lock.h \
   drivers/file_probe.cc \
   drivers/file_probe.h \
+  drivers/image_forest.cc \
+  drivers/image_forest.h \
   drivers/image_format.cc \
   drivers/image_format.h \
   drivers/iov.h \

@@ -31,12 +31,17 @@ struct Command {
 };
 
 int check(const std::vector<std::string>& args, const Logger& log);
+int clone(const std::vector<std::string>& args, const Logger& log);
+int coalesce(const std::vector<std::string>& args, const Logger& log);
 int compare(const std::vector<std::string>& args, const Logger& log);
 int convert(const std::vector<std::string>& args, const Logger& log);
 int create(const std::vector<std::string>& args, const Logger& log);
 int info(const std::vector<std::string>& args, const Logger& log);
 int list_drivers(const std::vector<std::string>& args, const Logger& log);
 int map(const std::vector<std::string>& args, const Logger& log);
+int resize(const std::vector<std::string>& args, const Logger& log);
 int serve(const std::vector<std::string>& args, const Logger& log);
+int snapshot(const std::vector<std::string>& args, const Logger& log);
+int tree(const std::vector<std::string>& args, const Logger& log);
 
 }  // namespace vbdkit::storage

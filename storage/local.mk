@@ -4,10 +4,13 @@ vbdkit_SOURCES = \
   storage/arguments.cc \
   storage/arguments.h \
   storage/check.cc \
+  storage/coalesce.cc \
   storage/command.h \
   storage/compare.cc \
   storage/convert.cc \
   storage/create.cc \
+  storage/forest_drawing.cc \
+  storage/forest_drawing.h \
   storage/image_options.cc \
   storage/image_options.h \
   storage/info.cc \
@@ -20,11 +23,15 @@ vbdkit_SOURCES = \
   storage/progress.h \
   storage/readiness.cc \
   storage/readiness.h \
+  storage/resize.cc \
   storage/serve.cc \
+  storage/snapshot.cc \
+  storage/snapshot.h \
   storage/terminal.cc \
   storage/terminal.h \
   storage/termination.cc \
-  storage/termination.h
+  storage/termination.h \
+  storage/tree.cc
 vbdkit_LDADD = \
   libnbdserver.la \
   libscheduler.la \

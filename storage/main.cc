@@ -13,13 +13,18 @@ namespace {
 
 constexpr Command kCommands[] = {
     {"check", "look whether an image contradicts itself, and repair it", check},
+    {"clone", "make an image that shares another one's content", clone},
+    {"coalesce", "merge an image that nobody uses into its parent", coalesce},
     {"compare", "look whether two disks have the same content", compare},
     {"convert", "copy a disk into an image of any format", convert},
     {"create", "make an image", create},
     {"drivers", "list the image drivers and filters", list_drivers},
     {"info", "show what an image says of itself and its parents", info},
     {"map", "show which file holds which part of a disk", map},
+    {"resize", "change the size of the disk in an image", resize},
     {"serve", "export a disk over NBD, without Xen", serve, LogLevel::kInfo},
+    {"snapshot", "keep an image's present content under another name", snapshot},
+    {"tree", "draw which images of a directory stand on which", tree},
 };
 
 void print_usage(std::FILE* to) {

@@ -35,7 +35,11 @@ Result<void> create(const CreateRequest& request) {
     // Also where the size is given: a parent that is not there is better found now.
     VBDKIT_ASSIGN(const ImageFacts parent, format->inspect(request.parent));
     if (size.v == 0) size = parent.size;
-    VBDKIT_ASSIGN(recorded, recorded_parent(request.path, request.parent));
+    recorded = request.parent;
+    // What is not absolute counts from our directory here, from the image's in its header.
+    if (!recorded.starts_with('/')) {
+      VBDKIT_ASSIGN(recorded, relative_parent(request.path, request.parent));
+    }
   }
   if (size.v == 0)
     return Error(ErrorKind::kInvalid, "qcow2: create " + request.path + ": a size is missing");
@@ -89,7 +93,10 @@ Result<CheckOutcome> check(const std::string& path, bool repair) {
 
 Result<std::vector<FilePatch>> plan_parent(const std::string& path, const std::string& parent,
                                            const std::string& parent_format) {
-  VBDKIT_ASSIGN(const std::string recorded, recorded_parent(path, parent));
+  VBDKIT_ASSIGN(const qcow2::ImageInfo info, qcow2::read_info(path));
+  const bool absolute = info.header.backing_file.starts_with('/');
+  VBDKIT_ASSIGN(const std::string recorded,
+                absolute ? absolute_parent(parent) : relative_parent(path, parent));
   auto plan = qcow2::plan_backing_file(path, recorded, parent_format);
   if (!plan) return std::move(plan).error().context("qcow2: " + path);
   return plan;

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 toolstests = \
+  tests/tools/chains.sh \
+  tests/tools/coalesce.sh \
   tests/tools/convert.sh \
   tests/tools/images.sh
 TESTS += $(toolstests)

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// CoalesceJob: merges an image that nobody uses into its parent. What the image holds is copied
+// into the parent, the images that stand on it are put on the parent, and its file goes.
+//
+// Each step may be interrupted at any point and is done again by the next job on the same image:
+//  1. Copy. The image covers in itself all that is copied, so it reads the same throughout; nobody
+//     else may stand on the parent. The parent keeps its own rule, data before what points at them.
+//  2. Put each child on the parent. Both read the same now. What will be written is in the journal
+//     first.
+//  3. Remove the image, then the journal. Where nobody stands on the image, the parent takes its
+//  name.
+//
+// All images concerned are locked from plan() to the end. Blocks, but for the copying, which runs
+// on the context's reactor; that thread.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "drivers/image_format.h"
+#include "drivers/jobs/coalesce_journal.h"
+#include "drivers/jobs/copy_job.h"
+#include "drivers/jobs/job.h"
+#include "drivers/registry.h"
+
+namespace vbdkit::drivers {
+
+struct CoalesceOptions {
+  std::vector<std::string> directories;  // to look for children in, beside those of the two images
+  bool keep = false;                     // both files keep their names; they read the same
+  uint64_t stretch = uint64_t{1} << 30;  // bytes that are copied between two entries in the journal
+};
+
+class CoalesceJob final : public Job {
+ public:
+  // Looks whether it can be done, and changes nothing. `image`: without filters.
+  static Result<std::unique_ptr<CoalesceJob>> plan(const NodeSpec& image,
+                                                   const CoalesceOptions& options,
+                                                   const OpenContext& context);
+  ~CoalesceJob() override;
+
+  void start(std::function<void(Result<void>)> done);
+
+  // At the end: the file that has the content now; empty where all but the journal was done before.
+  const std::string& result() const { return result_; }
+  size_t children() const { return journal_.children.size(); }
+
+  uint64_t settled() const override;
+  uint64_t total() const override { return size_; }
+  void cancel() override;
+
+ private:
+  CoalesceJob(NodeSpec image, CoalesceOptions options, const OpenContext& context);
+
+  Result<void> look();
+  Result<void> look_for_children();
+  Result<void> open_nodes();
+  void copy_next();
+  void copied(Result<void> result);
+  void clear_tail();
+  Result<void> close_nodes();
+  Result<void> after_copy();
+  Result<void> relink();
+  Result<void> plan_child(CoalesceJournal::Child& child) const;
+  bool takes_name() const;
+  Result<void> remove();
+  void finish(Result<void> result);
+
+  const NodeSpec image_;
+  const CoalesceOptions options_;
+  const OpenContext context_;
+  const std::string journal_path_;
+  CoalesceJournal journal_;
+  NodeSpec parent_;
+  std::vector<ImageLock> locks_;
+  uint64_t size_ = 0;  // bytes, of the image's disk
+  std::string result_;
+  bool only_journal_ = false;
+
+  NodePtr source_;  // the image alone
+  NodePtr destination_;
+  std::unique_ptr<CopyJob> copy_;
+  struct Tail : Request {
+    CoalesceJob* job = nullptr;
+  };
+  Tail tail_;
+  std::function<void(Result<void>)> done_;
+  bool cancelled_ = false;
+};
+
+}  // namespace vbdkit::drivers

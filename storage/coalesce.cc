@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// vbdkit coalesce: an image that nobody uses, merged into its parent.
+#include <cstdio>
+
+#include "drivers/jobs/coalesce_job.h"
+#include "storage/arguments.h"
+#include "storage/command.h"
+#include "storage/job_runner.h"
+#include "storage/terminal.h"
+
+namespace vbdkit::storage {
+namespace {
+
+Result<int> run(const po::variables_map& vm, const Logger& log) {
+  VBDKIT_ASSIGN(const drivers::NodeSpec image, parse_image(text_of(vm, "SPEC")));
+  VBDKIT_ASSIGN(const io::EngineKind engine, engine_of(vm));
+  drivers::CoalesceOptions options;
+  options.keep = vm.count("keep") != 0;
+  if (vm.count("directory") != 0)
+    options.directories = vm["directory"].as<std::vector<std::string>>();
+  VBDKIT_ASSIGN(const auto runner, JobRunner::create(engine, log));
+  VBDKIT_ASSIGN(const auto job, drivers::CoalesceJob::plan(image, options, runner->context(false)));
+  Result<void> outcome;
+  VBDKIT_TRY(runner->run("coalesce", *job, [&] {
+    job->start([&](Result<void> result) {
+      outcome = std::move(result);
+      runner->finished();
+    });
+  }));
+  VBDKIT_TRY(std::move(outcome));
+  if (job->result().empty())
+    std::printf("%s: what was left to do is done\n", printable(image.path).c_str());
+  else
+    std::printf("%s: merged; the content is in %s; images put on it: %zu\n",
+                printable(image.path).c_str(), printable(job->result()).c_str(), job->children());
+  return kExitOk;
+}
+
+}  // namespace
+
+int coalesce(const std::vector<std::string>& args, const Logger& log) {
+  Syntax syntax("coalesce [OPTION...] SPEC", {"SPEC"});
+  syntax.options.add_options()  //
+      ("directory,d", po::value<std::vector<std::string>>()->composing()->value_name("DIR"),
+       "where images that stand on it may be too; may be given several times")  //
+      ("keep", "leave the image's file where it is");
+  add_engine_option(syntax);
+  return run_command(syntax, args, log, [&](const po::variables_map& vm) { return run(vm, log); });
+}
+
+}  // namespace vbdkit::storage
