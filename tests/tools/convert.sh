@@ -98,6 +98,28 @@ for file in none.qcow2 none.raw; do
 done
 ok "what fails leaves nothing behind and destroys nothing"
 
+# Slow enough that the bar is seen; a pipe never sees one.
+slow='throttle:bps=30M,bps-burst=1M|raw:src.raw'
+python3 -c 'import pty, sys; pty.spawn(sys.argv[1:])' "$VBDKIT" convert "$slow" raw:slow.raw >bar
+grep -q 'convert .*% \[##*\.*\] .* of 37 MiB' bar || fail "no progress on a terminal: $(cat bar)"
+cmp src.raw slow.raw
+rm slow.raw
+[ -z "$(vbdkit convert "$slow" raw:slow.raw 2>&1)" ] || fail "progress without a terminal"
+rm slow.raw
+"$VBDKIT" convert 'throttle:bps=1M|raw:src.raw' raw:slow.raw 2>err &
+pid=$!
+until [ -e slow.raw ]; do
+  kill -0 "$pid" || fail "$(cat err)"
+  sleep 0.02
+done
+kill -TERM "$pid"
+status=0
+wait "$pid" || status=$?
+[ "$status" = 1 ] || fail "SIGTERM: status $status: $(cat err)"
+grep -q 'interrupted' err || fail "SIGTERM: $(cat err)"
+[ ! -e slow.raw ] || fail "an interrupted convert left its file"
+ok "progress on a terminal only; an interrupted convert leaves nothing"
+
 [ "$(status_of compare raw:src.raw vhd:copy.vhd)" = 0 ] || fail "compare: $(cat out err)"
 cp copy.qcow2 changed.qcow2
 qemu-io -c "write -P 0x77 $((20 << 20)) 512" changed.qcow2 >/dev/null
