@@ -95,7 +95,7 @@ TEST_F(LifecycleTest, DestroyedUnderLoadLeavesNoZombieAndNoNode) {
   auto load = std::make_unique<BackgroundLoad>(*front);
   const std::string path = disk().backend_path;
   must(world().destroy_guest(guest(), soon()));
-  EXPECT_TRUE(must(world().zombies()).empty());
+  must(world().wait_no_zombies(soon()));
   EXPECT_FALSE(world().store().read(path).ok());
   must(world().wait_no_grants(soon()));
 }

@@ -377,7 +377,7 @@ TEST_P(GrantSecurityTest, Xsa371NothingStaysMappedWhenTheDomainDies) {
   must(world().kill_guest(guest()));
   must(world().toolstack().request_detach(disk(), true));
   must(world().wait_no_grants(soon()));
-  EXPECT_TRUE(must(world().zombies()).empty());
+  must(world().wait_no_zombies(soon()));
 }
 
 INSTANTIATE_TEST_SUITE_P(Grants, GrantSecurityTest, ::testing::Values("persistent", "map", "copy"),

@@ -235,6 +235,17 @@ Result<std::vector<DomId>> World::zombies() {
   }
 }
 
+Result<void> World::wait_no_zombies(Deadline deadline) {
+  for (;;) {
+    VBDKIT_ASSIGN(const auto left, zombies());
+    if (left.empty()) return {};
+    if (std::chrono::steady_clock::now() > deadline)
+      return Error(ErrorKind::kTimedOut,
+                   "simxen: " + std::to_string(left.size()) + " domains are still zombies");
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
 Result<pid_t> World::process_at(EvtPort port) {
   VBDKIT_ASSIGN(auto reply, connection_->call(Op::kEvtPeerPid, {port}));
   return static_cast<pid_t>(reply.reply.value[0]);

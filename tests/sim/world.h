@@ -76,6 +76,8 @@ class World {
   Result<void> wait_no_grants(Deadline deadline);
   // Domains that are dying but held by somebody.
   Result<std::vector<DomId>> zombies();
+  // xenstored, too, lets go of a dead domain's pages only when it has heard of its death.
+  Result<void> wait_no_zombies(Deadline deadline);
   // The process at the other end of a guest's port: the backend of a queue.
   Result<pid_t> process_at(EvtPort port);
   // Nothing, where the process has no connection to Xen.
