@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "drivers/cbt/cbt_filter.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <bit>
-#include <fstream>
 
 #include "drivers/drivers.h"
 #include "drivers/options.h"
@@ -68,10 +70,11 @@ constexpr const char* kKeys[] = {"file", "granularity", "name"};
 
 Result<std::string> boot_id() {
   constexpr const char* kPath = "/proc/sys/kernel/random/boot_id";
-  std::string id;
-  if (!(std::ifstream(kPath) >> id))
+  VBDKIT_ASSIGN(const Fd file, Fd::open(kPath, O_RDONLY));
+  char id[36];  // the text of a UUID
+  if (::read(file.get(), id, sizeof id) != ssize_t{sizeof id})
     return Error(ErrorKind::kIo, std::string("cbt: read ") + kPath + " failed");
-  return id;
+  return std::string(id, sizeof id);
 }
 
 Result<NodePtr> open_cbt(const NodeSpec& spec, NodePtr next, const OpenContext& context) {
