@@ -8,6 +8,7 @@
 
 namespace vbdkit::drivers {
 
+DriverEntry cache_driver();
 DriverEntry cbt_driver();
 DriverEntry log_driver();
 DriverEntry nbd_driver();

@@ -65,6 +65,7 @@ drivers_hostile_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 drivers_hostile_test_LDADD = libdrivers.la $(GTEST_LIBS)
 endif
 
+include drivers/cache/local.mk
 include drivers/cbt/local.mk
 include drivers/chain/local.mk
 include drivers/jobs/local.mk

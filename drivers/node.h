@@ -81,6 +81,8 @@ struct NodeInfo {
 };
 
 class DirtyBitmap;  // dirty_bitmap.h
+class Node;
+using NodePtr = std::unique_ptr<Node>;
 
 class Node {
  public:
@@ -104,6 +106,12 @@ class Node {
 
   // The next node towards the storage, or nullptr for a leaf.
   virtual Node* next_node() { return nullptr; }
+  // A name for the content, which others that open the same storage find too and which it never has
+  // again once it was changed. Empty where there is no such name.
+  virtual std::string identity() const { return {}; }
+  // Puts filters over the parts of the storage that never change while this node is open, the
+  // parents of a chain. False where there are none. Before the first request.
+  virtual bool filter_parents(const std::function<NodePtr(NodePtr)>&) { return false; }
   // What this node itself knows of changes, or nullptr.
   virtual DirtyBitmap* dirty_bitmap() { return nullptr; }
 
@@ -112,8 +120,6 @@ class Node {
   Node(const Node&) = delete;
   Node& operator=(const Node&) = delete;
 };
-
-using NodePtr = std::unique_ptr<Node>;
 
 // A filter changes what it must and forwards the rest; derive and override.
 class Filter : public Node {
@@ -127,6 +133,10 @@ class Filter : public Node {
   Result<void> resize(Bytes size) override { return next_->resize(size); }
   Result<void> reopen(bool read_only) override { return next_->reopen(read_only); }
   Node* next_node() override { return next_.get(); }
+  std::string identity() const override { return next_->identity(); }
+  bool filter_parents(const std::function<NodePtr(NodePtr)>& filter) override {
+    return next_->filter_parents(filter);
+  }
 
  protected:
   Node& next() { return *next_; }

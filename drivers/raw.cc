@@ -84,6 +84,7 @@ class RawNode final : public Node, private BouncePool::Client {
   Result<void> refresh_size() override;
   Result<void> resize(Bytes size) override;
   Result<void> reopen(bool read_only) override;
+  std::string identity() const override;
 
  private:
   const std::string& path() const { return spec_.path; }
@@ -181,6 +182,24 @@ void RawNode::describe(const RawFile& file) {
   info_.can_write_zeroes = !file.read_only && can_zero_range_;
   info_.volatile_cache = !file.read_only && !ignore_flush_;
   info_.rotational = facts.rotational;
+}
+
+// Every change of a file changes its time of change, but for one within the same tick of the clock
+// that files are stamped with. Devices have no such time.
+std::string RawNode::identity() const {
+  struct stat st {};
+  timespec now{};
+  if (file_->facts.block_device || !file_->read_only || fstat(file_->fd.get(), &st) != 0 ||
+      clock_gettime(CLOCK_REALTIME_COARSE, &now) != 0)
+    return {};
+  const timespec& changed = st.st_ctim;
+  if (std::pair(now.tv_sec, now.tv_nsec) <= std::pair(changed.tv_sec, changed.tv_nsec)) return {};
+  std::string name = "file";
+  for (const auto part : {static_cast<int64_t>(st.st_dev), static_cast<int64_t>(st.st_ino),
+                          static_cast<int64_t>(st.st_size), static_cast<int64_t>(changed.tv_sec),
+                          static_cast<int64_t>(changed.tv_nsec)})
+    name += ":" + std::to_string(part);
+  return name;
 }
 
 void RawNode::submit(Request& request) {

@@ -70,6 +70,35 @@ ChainNode::ChainNode(Chain chain, ChainOptions options)
 
 ChainNode::~ChainNode() = default;
 
+namespace {
+
+// Stands for a node that another one owns.
+class Borrowed final : public Node {
+ public:
+  explicit Borrowed(Node& node) : node_(node) {}
+  std::string_view driver() const override { return node_.driver(); }
+  std::string spec() const override { return node_.spec(); }
+  const NodeInfo& info() const override { return node_.info(); }
+  void submit(Request& request) override { node_.submit(request); }
+  void block_status(StatusRequest& request) override { node_.block_status(request); }
+  Result<void> refresh_size() override { return node_.refresh_size(); }
+  Result<void> resize(Bytes size) override { return node_.resize(size); }
+  Result<void> reopen(bool read_only) override { return node_.reopen(read_only); }
+  std::string identity() const override { return node_.identity(); }
+
+ private:
+  Node& node_;
+};
+
+}  // namespace
+
+bool ChainNode::filter_parents(const std::function<NodePtr(NodePtr)>& filter) {
+  filtered_.resize(chain_.layers.size());
+  for (size_t i = 1; i < chain_.layers.size(); ++i)
+    filtered_[i] = filter(std::make_unique<Borrowed>(file_of(i)));
+  return has_parent();
+}
+
 void ChainNode::describe() {
   const LayerInfo& leaf = chain_.leaf().info();
   const NodeInfo& file = chain_.leaf().file().info();
@@ -263,7 +292,7 @@ void ChainNode::issue(Operation& op, const Piece& piece) {
   if (piece.to_leaf)
     chain_.leaf().write(child.request);
   else if (direct)
-    chain_.layers[source.layer()]->file().submit(child.request);
+    file_of(source.layer()).submit(child.request);
   else
     chain_.layers[source.layer()]->read_special(child.request);
 }

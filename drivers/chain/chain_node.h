@@ -54,6 +54,7 @@ class ChainNode final : public Node, private MapListener, private ParentReader {
   Result<void> refresh_size() override;
   Result<void> resize(Bytes size) override;
   Result<void> reopen(bool read_only) override;
+  bool filter_parents(const std::function<NodePtr(NodePtr)>& filter) override;
 
   const Chain& chain() const { return chain_; }
   const WindowMap& map() const { return map_; }
@@ -88,7 +89,13 @@ class ChainNode final : public Node, private MapListener, private ParentReader {
   void window_built(uint64_t index, int error);
   void resume(Operation* waiters, int error);
 
+  Node& file_of(size_t layer) {
+    return layer < filtered_.size() && filtered_[layer] ? *filtered_[layer]
+                                                        : chain_.layers[layer]->file();
+  }
+
   Chain chain_;
+  std::vector<NodePtr> filtered_;  // by layer: what stands over its file; may be null
   ChainOptions options_;
   const bool writable_;  // how the leaf was opened
   NodeInfo info_;
