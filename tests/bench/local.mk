@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 EXTRA_DIST += \
   tests/bench/benchlib.py \
+  tests/bench/chain.py \
   tests/bench/nbd.py \
   tests/bench/run \
   tests/bench/sim.py
