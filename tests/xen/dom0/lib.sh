@@ -88,6 +88,48 @@ disk() { # disk VDEV PATH [rw|r|w!]: the disk spec of a raw file or block device
   fi
 }
 
+image_disk() { # image_disk VDEV SPEC: the disk spec of an image that only vbdkit knows
+  echo "format=raw,vdev=$1,access=rw,script=block-vbdkit,target=$2"
+}
+
+image_chain() { # image_chain FORMAT DEPTH RAW: a base with the raw file's content, empty images over it; prints the leaf's path
+  local leaf=$images/chain-1.$1 level
+  rm -f "$images"/chain-*."$1"
+  vbdkit convert "raw:$3" "$1:$leaf" >&2 || fail "vbdkit convert $3 $leaf: status $?"
+  for ((level = 2; level <= $2; level++)); do
+    vbdkit create --parent "$1:$leaf" "$1:$images/chain-$level.$1" || fail "vbdkit create of image $level: status $?"
+    leaf=$images/chain-$level.$1
+  done
+  echo "$leaf"
+}
+
+# boot_from_chain FORMAT DEPTH: a guest has its root on a chain of images, writes, and finds it again after it rebooted,
+# and after another image was put over all of them.
+boot_from_chain() {
+  local root leaf above sum check='sha256sum </data/1 && cat /data/2'
+  root=$(root_image root 64M)
+  leaf=$(image_chain "$1" "$2" "$root")
+  rm -f "$root"
+  guest_create g1 --append lab.root=/dev/xvda "$(image_disk xvda "$1:$leaf")" || fail "xl create: $(cat "$state/g1.xl")"
+  expect "the guest's root file system" "$(guest_must g1 'stat -f -c %T /')" ext2/ext3
+  sum=$(guest_must g1 'mkdir /data && head -c 5000000 /dev/urandom >/data/1 && echo first >/data/2 && sync && '"$check")
+  mark_console g1
+  guest_send g1 'sync; reboot -f'
+  guest_ready g1
+  expect "what the guest wrote, after its reboot" "$(guest_must g1 "$check")" "$sum"
+  shut_down g1
+  above=$images/chain-above.$1
+  vbdkit create --parent "$1:$leaf" "$1:$above" || fail "vbdkit create $above: status $?"
+  sum=$(sha256sum <"$leaf")
+  guest_create g1 --append lab.root=/dev/xvda "$(image_disk xvda "$1:$above")" || fail "xl create: $(cat "$state/g1.xl")"
+  guest_must g1 'echo second >/data/2; sync' >/dev/null
+  expect "what the guest wrote over the former leaf" "$(guest_must g1 'cat /data/2')" second
+  shut_down g1
+  expect "checksum of the former leaf, a parent now" "$(sha256sum <"$leaf")" "$sum"
+  vbdkit check "$1:$above" >"$state/check" 2>&1 || fail "vbdkit check: $(cat "$state/check")"
+  saw "root on $2 images of format $1, right after a reboot and with one more; the parents did not change"
+}
+
 root_image() { # root_image NAME SIZE: an ext4 that a guest can have as its root; prints its path
   local tree path
   path=${3:-$(image "$1" "$2")}

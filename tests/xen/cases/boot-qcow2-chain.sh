@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# shellcheck shell=bash
+# A guest boots from a qcow2 image with backing files, writes, reboots and finds what it wrote.
+# limit: 900 s
+only vbdkit
+boot_from_chain qcow2 8
