@@ -3,6 +3,8 @@
 # For the NBD tests: a scratch directory, `vbdkit serve` in the background, checks that say what they
 # saw. Sourced by each script; runs in the build directory, whose vbdkit is under test.
 set -euo pipefail
+# shellcheck source=tests/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
 VBDKIT=${VBDKIT:-$PWD/vbdkit}
 NBDLOAD=${NBDLOAD:-$PWD/tests/bench/nbdload}
@@ -15,23 +17,6 @@ clean_up() {
   rm -rf "$scratch"
 }
 trap clean_up EXIT
-
-fail() {
-  printf '%s: FAILED: %s\n' "${0##*/}" "$*" >&2
-  exit 1
-}
-ok() { printf '%s: ok: %s\n' "${0##*/}" "$*"; }
-
-# Exit status 77 is "skipped" for automake.
-need() {
-  local tool
-  for tool; do
-    command -v "$tool" >/dev/null || {
-      echo "$tool is not installed"
-      exit 77
-    }
-  done
-}
 
 # serve NAME ARG...: starts a server on $scratch/NAME.sock and returns when clients can connect; its
 # pid is in $server. Its messages are in $scratch/NAME.log.

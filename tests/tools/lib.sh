@@ -3,6 +3,8 @@
 # For the tests of the image commands: a scratch directory to work in, and checks that say what they
 # saw. Sourced by each script; runs in the build directory, whose vbdkit is under test.
 set -euo pipefail
+# shellcheck source=tests/lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
 VBDKIT=${VBDKIT:-$PWD/vbdkit}
 scratch=$(mktemp -d "$PWD/tools-test.XXXXXX")
@@ -10,23 +12,6 @@ trap 'rm -rf "$scratch"' EXIT
 cd "$scratch"
 
 vbdkit() { "$VBDKIT" "$@"; }
-
-fail() {
-  printf '%s: FAILED: %s\n' "${0##*/}" "$*" >&2
-  exit 1
-}
-ok() { printf '%s: ok: %s\n' "${0##*/}" "$*"; }
-
-# Exit status 77 is "skipped" for automake.
-need() {
-  local tool
-  for tool; do
-    command -v "$tool" >/dev/null || {
-      echo "$tool is not installed"
-      exit 77
-    }
-  done
-}
 
 # refused STATUS PATTERN ARG...: vbdkit must end with that status and say so.
 refused() {
