@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// vbdkit map: which file holds which part of a disk.
+// vbdkit map: which file holds which part of a disk, or which parts were changed.
 #include <cstdio>
 
 #include "drivers/chain/open_chain.h"
+#include "drivers/dirty_bitmap.h"
 #include "drivers/jobs/map_job.h"
 #include "storage/arguments.h"
 #include "storage/command.h"
@@ -81,7 +82,39 @@ class Printer {
   const std::vector<std::string>& paths_;
 };
 
+// Of a bitmap that a filter of the graph keeps.
+Result<int> run_changed(const po::variables_map& vm, const Logger& log) {
+  VBDKIT_ASSIGN(const drivers::GraphSpec graph, drivers::parse_graph(text_of(vm, "SPEC")));
+  VBDKIT_ASSIGN(const io::EngineKind engine, engine_of(vm));
+  VBDKIT_ASSIGN(const auto runner, JobRunner::create(engine, log));
+  VBDKIT_ASSIGN(const drivers::NodePtr node, drivers::open_graph(graph, runner->context(true)));
+  const std::string name = text_of(vm, "changed");
+  const drivers::DirtyBitmap* const bitmap = drivers::find_dirty_bitmap(*node, name);
+  if (bitmap == nullptr)
+    return usage_error("no bitmap '" + name + "' in " + graph.to_string() +
+                       " (a filter keeps it: cbt:name=" + name + ",file=...)");
+  const bool json = vm.count("json") != 0;
+  if (!json) std::printf("%15s %15s\n", "OFFSET", "LENGTH");
+  bool first = true;
+  const uint64_t end = node->info().size.v;
+  for (uint64_t at = 0; at < end;) {
+    const auto found = bitmap->run_at(at, end);
+    const auto offset = static_cast<unsigned long long>(at);
+    const auto length = static_cast<unsigned long long>(found.length);
+    at += found.length;
+    if (!found.dirty) continue;
+    if (json)
+      std::printf("%s\n  {\"offset\":%llu,\"length\":%llu}",
+                  std::exchange(first, false) ? "[" : ",", offset, length);
+    else
+      std::printf("%15llu %15llu\n", offset, length);
+  }
+  if (json) std::puts(first ? "[]" : "\n]");
+  return kExitOk;
+}
+
 Result<int> run(const po::variables_map& vm, const Logger& log) {
+  if (vm.count("changed") != 0) return run_changed(vm, log);
   VBDKIT_ASSIGN(const drivers::NodeSpec image, parse_image(text_of(vm, "SPEC")));
   if (drivers::find_layer_format(image.driver) == nullptr)
     return usage_error(image.driver + " is not the format of an image file");
@@ -108,7 +141,9 @@ Result<int> run(const po::variables_map& vm, const Logger& log) {
 
 int map(const std::vector<std::string>& args, const Logger& log) {
   Syntax syntax("map [OPTION...] SPEC", {"SPEC"});
-  syntax.options.add_options()("json", "for programs");
+  syntax.options.add_options()("json", "for programs")  //
+      ("changed", po::value<std::string>()->value_name("NAME"),
+       "what was changed, by the bitmap of that name");
   add_engine_option(syntax);
   return run_command(syntax, args, log, [&](const po::variables_map& vm) { return run(vm, log); });
 }

@@ -38,6 +38,13 @@ dirty=$(qemu-img map --output=json --image-opts \
 ok "qemu-img map with x-dirty-bitmap shows the same"
 
 stop "$server"
+runs=$("$VBDKIT" map --json --changed backup "$spec" | jq -c '[.[] | [.offset, .length]]')
+[ "$runs" = '[[1048576,65536],[4194304,131072],[8388608,65536]]' ] ||
+  fail "vbdkit map --changed: $runs"
+if "$VBDKIT" map --changed other "$spec" 2>"$scratch/err"; then fail "an unknown bitmap was found"; fi
+grep -q "no bitmap 'other'" "$scratch/err" || fail "the error for it: $(cat "$scratch/err")"
+ok "vbdkit map --changed shows the same"
+
 serve disk "$spec"
 expect_map "$changed" "after a restart"
 ok "the bitmap outlives a restart"
