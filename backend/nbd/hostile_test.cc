@@ -154,13 +154,9 @@ TEST(NbdHostile, ARefusedWritesDataIsNotTakenForRequests) {
   RawClient c(server.path());
   c.enter();
   // The data looks like requests; 300 KiB does not fit in one receive.
-  RequestHeader h;
-  h.command = static_cast<uint16_t>(Command::kFlush);
-  std::array<uint8_t, kRequestSize> flush;
-  encode_request(flush, h);
+  const std::string flush = RawClient::encoded(Command::kFlush, 0, 0);
   std::string data;
-  while (data.size() < 300 << 10)
-    data.append(reinterpret_cast<const char*>(flush.data()), flush.size());
+  while (data.size() < 300 << 10) data += flush;
   data.resize(300 << 10);
   c.request(Command::kWrite, 0, 300 << 10, 1);
   c.send(data);
@@ -196,7 +192,9 @@ TEST(NbdHostile, RequestsInFlightAreBounded) {
   TestServer server(sink, {.max_requests = 10});
   RawClient c(server.path());
   c.enter();
-  for (uint64_t i = 0; i < 500; ++i) c.request(Command::kRead, 0, 4096, i);
+  std::string wire;
+  for (uint64_t i = 0; i < 500; ++i) wire += RawClient::encoded(Command::kRead, 0, 4096, i);
+  c.send(wire);
   ASSERT_TRUE(eventually([&] { return sink.submitted >= 10; }));
   expect_bounded(server, sink, c, 500, 10);
 }
@@ -206,7 +204,9 @@ TEST(NbdHostile, DataInFlightIsBounded) {
   TestServer server(sink, {.max_bytes = 1 << 20});
   RawClient c(server.path());
   c.enter();
-  for (uint64_t i = 0; i < 40; ++i) c.request(Command::kRead, 0, 256 << 10, i);
+  std::string wire;
+  for (uint64_t i = 0; i < 40; ++i) wire += RawClient::encoded(Command::kRead, 0, 256 << 10, i);
+  c.send(wire);
   ASSERT_TRUE(eventually([&] { return sink.submitted >= 4; }));
   expect_bounded(server, sink, c, 40, 4);
 }
@@ -216,7 +216,9 @@ TEST(NbdHostile, ARequestLargerThanTheBoundIsServedAlone) {
   TestServer server(sink, {.max_bytes = 1 << 20});
   RawClient c(server.path());
   c.enter();
-  for (uint64_t i = 0; i < 5; ++i) c.request(Command::kRead, 0, 8 << 20, i);
+  std::string wire;
+  for (uint64_t i = 0; i < 5; ++i) wire += RawClient::encoded(Command::kRead, 0, 8 << 20, i);
+  c.send(wire);
   expect_bounded(server, sink, c, 5, 1);
 }
 
@@ -226,15 +228,7 @@ TEST(NbdHostile, AClientThatDoesNotReadIsNotReadFrom) {
   c.enter();
   constexpr uint64_t kRequests = 20000;
   std::string wire;
-  for (uint64_t i = 0; i < kRequests; ++i) {
-    RequestHeader h;
-    h.command = static_cast<uint16_t>(Command::kRead);
-    h.cookie = i;
-    h.length = 4096;
-    std::array<uint8_t, kRequestSize> one;
-    encode_request(one, h);
-    wire.append(reinterpret_cast<const char*>(one.data()), one.size());
-  }
+  for (uint64_t i = 0; i < kRequests; ++i) wire += RawClient::encoded(Command::kRead, 0, 4096, i);
   // As much as the sockets take; then nothing moves until an answer is read.
   size_t sent = 0;
   uint64_t reads = 0;

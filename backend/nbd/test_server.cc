@@ -129,8 +129,8 @@ bool RawClient::try_enter() {
   return recv(10).size() == 10;
 }
 
-void RawClient::request(Command command, uint64_t offset, uint32_t length, uint64_t cookie,
-                        uint16_t flags) {
+std::string RawClient::encoded(Command command, uint64_t offset, uint32_t length, uint64_t cookie,
+                               uint16_t flags) {
   RequestHeader h;
   h.flags = flags;
   h.command = static_cast<uint16_t>(command);
@@ -139,7 +139,7 @@ void RawClient::request(Command command, uint64_t offset, uint32_t length, uint6
   h.length = length;
   std::array<uint8_t, kRequestSize> wire;
   encode_request(wire, h);
-  send({reinterpret_cast<const char*>(wire.data()), wire.size()});
+  return {reinterpret_cast<const char*>(wire.data()), wire.size()};
 }
 
 int RawClient::reply(uint64_t* cookie) {

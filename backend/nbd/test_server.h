@@ -126,7 +126,13 @@ class RawClient {
   void enter() { EXPECT_TRUE(try_enter()); }
   bool try_enter();
   void request(Command command, uint64_t offset, uint32_t length, uint64_t cookie = 1,
-               uint16_t flags = 0);
+               uint16_t flags = 0) {
+    send(encoded(command, offset, length, cookie, flags));
+  }
+  // Many of them go into one send(): one by one they fill a socket's buffer with overhead, and a
+  // server that rightly reads no further would never let the last of them in.
+  static std::string encoded(Command command, uint64_t offset, uint32_t length, uint64_t cookie = 1,
+                             uint16_t flags = 0);
   // The error of the next simple reply, -1 where there is none.
   int reply(uint64_t* cookie = nullptr);
 
