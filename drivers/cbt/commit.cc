@@ -12,8 +12,7 @@
 namespace vbdkit::drivers::cbt {
 namespace {
 
-constexpr uint8_t kDirty = 1;    // to be written by the next commit
-constexpr uint8_t kWriting = 2;  // by the one under way
+constexpr uint8_t kWriting = 2;  // by the commit under way
 
 }  // namespace
 

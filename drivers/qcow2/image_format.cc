@@ -23,7 +23,7 @@ constexpr FormatOption kOptions[] = {
 Result<void> create(const CreateRequest& request) {
   for (const auto& [key, value] : request.options)
     if (std::none_of(std::begin(kOptions), std::end(kOptions),
-                     [&](const FormatOption& o) { return key == o.key; }))
+                     [&name = key](const FormatOption& o) { return name == o.key; }))
       return unknown_option("qcow2", key, kOptions);
   Bytes size{align_up(request.size.v, kSectorSize)};
   std::string recorded;

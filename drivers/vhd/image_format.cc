@@ -19,7 +19,7 @@ constexpr FormatOption kOptions[] = {
 Result<vhd::CreateOptions> read_options(const CreateRequest& request) {
   for (const auto& [key, value] : request.options)
     if (std::none_of(std::begin(kOptions), std::end(kOptions),
-                     [&](const FormatOption& o) { return key == o.key; }))
+                     [&name = key](const FormatOption& o) { return name == o.key; }))
       return unknown_option("vhd", key, kOptions);
   const NodeSpec spec{"vhd", {}, request.options};
   const OptionReader reader(spec);
