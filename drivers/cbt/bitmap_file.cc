@@ -221,8 +221,8 @@ void BitmapFile::mark(uint64_t offset, uint64_t length) {
 }
 
 void BitmapFile::mark_page_dirty(size_t page) {
-  if (page_dirty_[page] & 1) return;
-  page_dirty_[page] |= 1;
+  if (page_dirty_[page] & kDirty) return;
+  page_dirty_[page] |= kDirty;
   dirty_pages_.push_back(page);
 }
 

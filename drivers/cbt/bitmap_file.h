@@ -131,9 +131,12 @@ class BitmapFile final : public DirtyBitmap {
   Regions writing_hot_;    // as in the superblock that is being written
   Regions fresh_;          // got new bits since the present checkpoint began
   std::vector<std::unique_ptr<Page>> pages_;
-  std::vector<uint8_t> page_dirty_;    // by page: differs from the file, or may
-  std::vector<size_t> dirty_pages_;    // those, in no order
-  std::vector<size_t> writing_pages_;  // of the commit under way
+  // Of a page that differs from the file, or may:
+  static constexpr uint8_t kDirty = 1;    // to be written by the next commit
+  static constexpr uint8_t kWriting = 2;  // by the one under way
+  std::vector<uint8_t> page_dirty_;       // by page: these flags
+  std::vector<size_t> dirty_pages_;       // those, in no order
+  std::vector<size_t> writing_pages_;     // of the commit under way
 
   void* owner_ = nullptr;
   Recorded recorded_ = nullptr;

@@ -10,11 +10,6 @@
 #include "drivers/cbt/bitmap_file.h"
 
 namespace vbdkit::drivers::cbt {
-namespace {
-
-constexpr uint8_t kWriting = 2;  // by the commit under way
-
-}  // namespace
 
 void BitmapFile::record(Request& request) {
   mark(request.offset, request.length);
