@@ -33,6 +33,8 @@ enum class Op : uint8_t { kRead, kWrite, kFlush, kDiscard, kWriteZeroes };
 // Request flags.
 inline constexpr uint8_t kFua = 1;       // durable on completion
 inline constexpr uint8_t kMayUnmap = 2;  // kWriteZeroes: the range may be deallocated
+// kRead: much, and nobody waits for just this; a hint that another processor may do the copying.
+inline constexpr uint8_t kBulk = 4;
 
 struct Request {
   Op op = Op::kRead;

@@ -22,6 +22,8 @@
 namespace vbdkit::drivers {
 namespace {
 
+// Waking a worker takes as long as copying some tens of kilobytes.
+constexpr uint64_t kWorthAWorker = 256 << 10;  // bytes
 constexpr int kPunchHole = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
 constexpr int kZeroRange = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;
 
@@ -245,6 +247,7 @@ void RawNode::submit_transfer(Request& request) {
   const bool durable = write && (request.flags & kFua);
   op.rw_flags = durable ? RWF_DSYNC : 0;
   op.copies_only = file_of(request).only_copies(write, durable);
+  op.bulk = (request.flags & kBulk) != 0 && request.length >= kWorthAWorker;
   op.iov = request.iov;
   op.iov_count = request.iov_count;
   op.offset = request.offset;

@@ -38,6 +38,9 @@ struct FileOp {
   // give it to a worker thread, as the file system takes no IOCB_NOWAIT. The loop then does it
   // itself, with all others of its turn in one system call.
   bool copies_only = false;
+  // A hint for kRead and kWrite: so much memory is to be copied that a worker thread is worth its
+  // waking. Goes before copies_only.
+  bool bulk = false;
   int fd = -1;
   int rw_flags = 0;            // kRead, kWrite: RWF_* of preadv2(2)
   int fallocate_mode = 0;      // kFallocate: fallocate(2) flags

@@ -143,6 +143,28 @@ TEST_P(ReactorTest, WhatWasWrittenIsRead) {
   EXPECT_EQ(out, in);
 }
 
+TEST_P(ReactorTest, ABulkTransferMovesTheSameBytes) {
+  std::string out(512 << 10, ' ');
+  for (size_t i = 0; i < out.size(); ++i) out[i] = static_cast<char>('a' + i / 4096 % 26);
+  std::string in(out.size(), ' ');
+  TestFileOp read(file_.get(), FileOp::Kind::kRead, [&](int64_t result) {
+    EXPECT_EQ(static_cast<int64_t>(out.size()), result);
+    reactor_->stop();
+  });
+  read.bulk = true;
+  read.copies_only = true;
+  TestFileOp write(file_.get(), FileOp::Kind::kWrite, [&](int64_t result) {
+    EXPECT_EQ(static_cast<int64_t>(out.size()), result);
+    read.with(in.data(), in.size(), 4096);
+    reactor_->submit(read);
+  });
+  write.with(out.data(), out.size(), 4096);
+  write.bulk = true;
+  reactor_->submit(write);
+  run();
+  EXPECT_EQ(out, in);
+}
+
 TEST_P(ReactorTest, VectorsAndShortCountsAreReportedAsTheyAre) {
   std::array<char, 3> a{};
   std::array<char, 8192> b{};

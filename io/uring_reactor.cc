@@ -133,7 +133,8 @@ void UringReactor::run_copies() {
 
 void UringReactor::submit(FileOp& op) {
   const bool transfer = op.kind == FileOp::Kind::kRead || op.kind == FileOp::Kind::kWrite;
-  if (op.copies_only && transfer && submit_copy(op)) {
+  const bool to_worker = op.bulk && transfer;
+  if (op.copies_only && transfer && !to_worker && submit_copy(op)) {
     ++counters_.file_ops;
     return;
   }
@@ -163,6 +164,7 @@ void UringReactor::submit(FileOp& op) {
                               static_cast<off_t>(op.length));
       break;
   }
+  if (to_worker) io_uring_sqe_set_flags(sqe, IOSQE_ASYNC);
   io_uring_sqe_set_data64(sqe, tagged(&op, Tag::kFile));
   ++counters_.file_ops;
 }

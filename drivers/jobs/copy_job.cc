@@ -184,6 +184,8 @@ void CopyJob::begin(Slot& slot, uint64_t offset, const Piece& piece) {
     return;
   }
   slot.prepare(Op::kRead, offset, piece.length, slot.buffer.data());
+  // Beside it, this thread copies what is written.
+  slot.flags = kBulk;
   slot.done = [](Request& request, int error) {
     auto& self = static_cast<Slot&>(request);
     self.job.read_done(self, error);

@@ -7,6 +7,7 @@ reads of it go through all depths. What was just written is in the page cache. A
 
 import contextlib
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -21,6 +22,7 @@ import benchlib
 from nbd import pss_kib, wait_for
 
 PEER = "qsd"
+CONVERT_PEER = "qemu-img"
 DEPTHS = [1, 8, 30, 64]
 SIZE_MIB = 512
 PIECE = 64 << 10
@@ -170,6 +172,8 @@ def measure_served(bench, fmt, chains, peers):
                 for part, image in (("read", chain[-1]), ("write", full)):
                     parts[part][depth, subject] = stack.enter_context(
                         bench.server(subject, fmt, image, read_only=part == "read"))
+        # Images that wait for their writeback slow down whoever writes next.
+        os.sync()
         for (depth, subject), (_, process) in parts["read"].items():
             bench.results.add(case_of(depth, "idle"), subject, pss_kib=pss_kib(process.pid))
         for part, name, options in [("read", *item) for item in READS.items()] + [("write", IN_PLACE, RANDWRITE)]:
@@ -209,6 +213,24 @@ def measure_allocating(bench, fmt, chains, peers):
             report = bench.load(path, process, ["--ios", str(ALLOCATION_IOS), *RANDWRITE])
         bench.add(f"chain {fmt} {depth} {ALLOCATING}", subject, report)
         image.unlink()
+
+
+def measure_convert(bench, fmt, source):
+    """The whole disk into new images, as fast as each tool can (qemu-img's order is free: -W)."""
+    theirs = "qcow2" if fmt == "qcow2" else "vpc"
+    for to in ("raw", fmt):
+        print(f"chain {fmt} convert to {to} …", file=sys.stderr)
+        new = bench.images / f"converted.{to}"
+        commands = {
+            "vbdkit": [bench.build / "vbdkit", "convert", f"{fmt}:{source}", f"{to}:{new}"],
+            CONVERT_PEER: ["qemu-img", "convert", "-W", "-f", theirs, "-O", theirs if to == fmt else to, source, new],
+        }
+        for subject in benchlib.alternating(commands, bench.rounds):
+            start = time.monotonic()
+            subprocess.run([str(word) for word in commands[subject]], check=True, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL)
+            bench.results.add(f"chain {fmt} convert to {to}", subject, mib_s=SIZE_MIB / (time.monotonic() - start))
+            new.unlink()
 
 
 def first_read_ms(bench, subject, fmt, image):
@@ -272,5 +294,6 @@ def measure(results, build, directory, rounds, seconds):
                 choose_aio(bench, chains[1][-1])
             measure_served(bench, fmt, chains, peers)
             measure_allocating(bench, fmt, chains, peers)
+            measure_convert(bench, fmt, chains[1][-1])
             shutil.rmtree(directory)
             directory.mkdir()
