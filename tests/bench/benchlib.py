@@ -2,7 +2,7 @@
 """Samples, their medians, and the two ways they are shown: a table and summary.tsv.
 
 The machines this runs on are shared: absolute figures mean little, a ratio of two subjects measured in
-turn in one run means something. So subjects alternate (A B B A …), and the table ends each row with the
+turn in one run means something. So subjects alternate, and the table ends each row with the
 median of the ratios taken pair by pair, and their spread.
 """
 
@@ -82,6 +82,7 @@ def _shown(value):
 
 
 def alternating(subjects, rounds):
-    """A B C, C B A, A B C, …: what drifts with time falls on all alike."""
-    for i in range(rounds):
-        yield from subjects if i % 2 == 0 else reversed(subjects)
+    """A B C, A B C, …: what drifts with time falls on all alike, and no subject follows itself: what has just run
+    finds the processors otherwise than what comes after another."""
+    for _ in range(rounds):
+        yield from subjects
