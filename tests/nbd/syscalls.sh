@@ -29,9 +29,10 @@ count() {
   stop "$server"
 }
 
-at_most_one() {
-  [ "$calls" -le "$ios" ] || fail "$1: more than one system call per request"
+at_most() {
+  [ "$calls" -le $(($2 * ios)) ] || fail "$1: more than $2 system calls per request"
 }
+at_most_one() { at_most "$1" 1; }
 
 random_file "$scratch/disk" $((64 << 20))
 count cached-randread-qd32 "raw,direct=off:$scratch/disk" --rw randread --qd 32
@@ -41,7 +42,9 @@ at_most_one cached-randwrite-qd32
 count direct-randread-qd32 "raw:$scratch/disk" --rw randread --qd 32
 at_most_one direct-randread-qd32
 count direct-randwrite-qd32 "raw:$scratch/disk" --rw randwrite --qd 32
-at_most_one direct-randwrite-qd32
+# The file system may give direct writes to worker threads, which finish them one by one; there is
+# then as little to batch as at one in flight.
+at_most direct-randwrite-qd32 3
 count ram-randread-qd32 ram,size=64M --rw randread --qd 32
 at_most_one ram-randread-qd32
 # For the reader: there is nothing to batch at one in flight.
