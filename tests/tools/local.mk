@@ -3,6 +3,7 @@ toolstests = \
   tests/tools/chains.sh \
   tests/tools/coalesce.sh \
   tests/tools/convert.sh \
+  tests/tools/golden.sh \
   tests/tools/images.sh
 TESTS += $(toolstests)
-EXTRA_DIST += $(toolstests) tests/tools/lib.sh
+EXTRA_DIST += $(toolstests) tests/tools/lib.sh tests/golden
