@@ -8,6 +8,7 @@ golden=$(cd "$(dirname "$0")/../golden" && pwd)
 need python3 qemu-img sha256sum tar xz
 
 images=0
+monday=$(awk '$1 == "qcow2-v3" { print $4 }' "$golden/CONTENT")
 while read -r name leaf size sum; do
   rm -rf disk
   mkdir disk
@@ -35,8 +36,7 @@ while read -r name leaf size sum; do
     qemu-img snapshot -a monday disk/disk.qcow2
     rm read.raw
     vbdkit convert "$image" raw:read.raw
-    one=$(awk '$1 == "qcow2-v3" { print $4 }' "$golden/CONTENT")
-    [ "$(sha256sum <read.raw | cut -d' ' -f1)" = "$one" ] || fail "$name: the snapshot inside was written to"
+    [ "$(sha256sum <read.raw | cut -d' ' -f1)" = "$monday" ] || fail "$name: the snapshot inside was written to"
   fi
   images=$((images + 1))
 done <"$golden/CONTENT"
