@@ -28,22 +28,23 @@ Instance::~Instance() = default;
 
 Result<void> Instance::open(Fd control) {
   VBDKIT_ASSIGN(const drivers::GraphSpec spec, drivers::parse_graph(options_.spec));
-  VBDKIT_ASSIGN(top_, drivers::open_graph(spec, {.reactor = reactor_,
-                                                 .log = log_,
-                                                 .options = {.read_only = options_.read_only,
-                                                             .shared = options_.shared}}));
-  scheduler_ = Scheduler::create(reactor_, *top_);
+  VBDKIT_ASSIGN(auto top, drivers::open_graph(spec, {.reactor = reactor_,
+                                                     .log = log_,
+                                                     .options = {.read_only = options_.read_only,
+                                                                 .shared = options_.shared}}));
+  graph_ = std::make_unique<LiveGraph>(reactor_, std::move(top));
+  graph_->on_changed([this] { graph_changed(); });
 
   VBDKIT_ASSIGN(RuntimeDir runtime, RuntimeDir::claim(options_.runtime_dir));
   runtime_.emplace(std::move(runtime));
   if (options_.nbd) {
-    nbd_status_.emplace(*scheduler_);
+    nbd_status_.emplace(graph_->scheduler());
     nbd::ServerOptions nbd;
     nbd.path = runtime_->file("nbd.sock");
     nbd.export_name = options_.uuid;
     nbd.read_only = options_.read_only;
-    VBDKIT_ASSIGN(nbd_,
-                  nbd::Server::create(reactor_, *scheduler_, *nbd_status_, std::move(nbd), log_));
+    VBDKIT_ASSIGN(nbd_, nbd::Server::create(reactor_, graph_->scheduler(), *nbd_status_,
+                                            std::move(nbd), log_));
   }
   add_commands();
   VBDKIT_ASSIGN(
@@ -65,7 +66,8 @@ Result<void> Instance::open_xen() {
     VBDKIT_ASSIGN(grants_, xen::GrantTable::open(log_));
   }
   while (threads_.size() + 1 < options_.threads) {
-    VBDKIT_ASSIGN(auto thread, QueueThread::start(reactor_, *scheduler_, options_.engine, log_));
+    VBDKIT_ASSIGN(auto thread,
+                  QueueThread::start(reactor_, graph_->scheduler(), options_.engine, log_));
     threads_.push_back(std::move(thread));
   }
   return {};
@@ -77,11 +79,11 @@ Result<void> Instance::attach(const std::string& backend) {
   VBDKIT_TRY(open_xen());
   blkif::VbdContext context{
       .store = *store_,
-      .hosts = {{reactor_, *events_, *grants_, *scheduler_}},
+      .hosts = {{reactor_, *events_, *grants_, graph_->scheduler()}},
       .log = log_,
       .limits = {},
       .policy = options_.grants,
-      .read_only = top_->info().read_only,
+      .read_only = graph_->top().info().read_only,
       .xentop_dir = options_.xentop_dir,
   };
   for (const auto& thread : threads_) context.hosts.push_back(thread->host());
@@ -141,8 +143,10 @@ blkif::Stats Instance::vbd_totals() const {
 void Instance::quit() {
   if (std::exchange(quitting_, true)) return;
   log_.info("shutting down");
-  for (; pauses_ > 0; --pauses_) scheduler_->resume();  // what waits for that could never drain
-  quit_waits_ = 1;
+  for (; pauses_ > 0; --pauses_)
+    graph_->scheduler().resume();  // what waits for that could never drain
+  quit_waits_ = 2;
+  graph_->close([this] { finish_quit(); });
   if (nbd_) {
     ++quit_waits_;
     nbd_->shutdown([this] { finish_quit(); }, kNbdDrain);
@@ -162,7 +166,7 @@ void Instance::finish_quit() {
 
 void Instance::flush_and_stop() {
   nbd_.reset();
-  if (top_->info().read_only) return reactor_.stop();
+  if (graph_->top().info().read_only) return reactor_.stop();
   final_flush_.instance = this;
   final_flush_.op = drivers::Op::kFlush;
   final_flush_.done = [](drivers::Request& request, int error) {
@@ -171,7 +175,16 @@ void Instance::flush_and_stop() {
       self.log_.error("%s", Error::from_errno(error, "the last flush").message().c_str());
     self.reactor_.stop();
   };
-  scheduler_->submit(final_flush_);
+  graph_->scheduler().submit(final_flush_);
+}
+
+void Instance::graph_changed() {
+  write_record();
+  control::JsonWriter w;
+  w.begin_object();
+  write_chain(w);
+  w.end_object();
+  if (qmp_) qmp_->event("X_VBDKIT_CHAIN_CHANGED", w.take());
 }
 
 void Instance::write_record() const {

@@ -21,6 +21,7 @@
 
 #include "backend/blkif/vbd.h"
 #include "backend/control/qmp_server.h"
+#include "backend/live_graph.h"
 #include "backend/nbd/server.h"
 #include "backend/queue_thread.h"
 #include "backend/runtime_dir.h"
@@ -104,6 +105,8 @@ class Instance {
   void vbd_event(std::string_view name, const std::string& backend,
                  std::optional<XenbusState> state);
   blkif::Stats vbd_totals() const;
+  void graph_changed();
+  void write_chain(control::JsonWriter& w) const;
   void write_identity(control::JsonWriter& w) const;
   void write_record() const;
   void finish_quit();
@@ -114,8 +117,7 @@ class Instance {
   const InstanceOptions options_;
 
   std::optional<RuntimeDir> runtime_;
-  drivers::NodePtr top_;
-  std::unique_ptr<Scheduler> scheduler_;
+  std::unique_ptr<LiveGraph> graph_;
   std::optional<nbd::SchedulerStatus> nbd_status_;
   std::unique_ptr<nbd::Server> nbd_;
   std::unique_ptr<xen::XenStore> store_;

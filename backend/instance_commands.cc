@@ -96,13 +96,15 @@ void Instance::add_commands() {
 }
 
 void Instance::query_block(Reply reply) const {
-  const drivers::NodeInfo& info = top_->info();
+  const drivers::NodeInfo& info = graph_->top().info();
   JsonWriter w;
   w.begin_array().begin_object();
   w.field("device", kDevice).field("type", "unknown");
   w.field("removable", false).field("locked", false);
   w.key("inserted").begin_object();
-  w.field("node-name", "node0").field("drv", top_->driver()).field("file", top_->spec());
+  w.field("node-name", "node0")
+      .field("drv", graph_->top().driver())
+      .field("file", graph_->top().spec());
   w.field("ro", info.read_only).field("encrypted", false);
   w.field("backing_file_depth", uint64_t{0});
   for (const char* limit : {"bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"})
@@ -110,7 +112,10 @@ void Instance::query_block(Reply reply) const {
   w.field("detect_zeroes", "off").field("write_threshold", uint64_t{0});
   w.key("cache").begin_object().field("writeback", info.volatile_cache);
   w.field("direct", false).field("no-flush", false).end_object();
-  w.key("image").begin_object().field("filename", top_->spec()).field("format", top_->driver());
+  w.key("image")
+      .begin_object()
+      .field("filename", graph_->top().spec())
+      .field("format", graph_->top().driver());
   w.field("virtual-size", info.size.v).end_object();
   w.end_object().end_object().end_array();
   reply.value(w.take());
@@ -133,7 +138,7 @@ void Instance::query_blockstats(Reply reply) const {
   w.field("rd_total_time_ns", guests.reads.ticks_us.value() * 1000);
   w.field("wr_total_time_ns", guests.writes.ticks_us.value() * 1000);
   w.field("flush_total_time_ns", uint64_t{0});
-  w.field("rd_merged", uint64_t{0}).field("wr_merged", scheduler_->counters().merged);
+  w.field("rd_merged", uint64_t{0}).field("wr_merged", graph_->scheduler().counters().merged);
   w.end_object().end_object().end_array();
   reply.value(w.take());
 }
@@ -142,7 +147,7 @@ void Instance::query_named_block_nodes(Reply reply) const {
   JsonWriter w;
   w.begin_array();
   size_t depth = 0;
-  for (drivers::Node* node = top_.get(); node != nullptr; node = node->next_node())
+  for (drivers::Node* node = &graph_->top(); node != nullptr; node = node->next_node())
     write_node(w, *node, depth++);
   w.end_array();
   reply.value(w.take());
@@ -166,6 +171,14 @@ void Instance::detach_vbd(const Json& arguments, Reply reply) {
   if (!quitting_) let_go(*slot->second.vbd);
 }
 
+void Instance::write_chain(JsonWriter& w) const {
+  w.key("chain").begin_array();
+  size_t depth = 0;
+  for (drivers::Node* node = &graph_->top(); node != nullptr; node = node->next_node())
+    write_node(w, *node, depth++);
+  w.end_array();
+}
+
 // The part of an instance's description that does not change with every request: the registry
 // record.
 void Instance::write_identity(JsonWriter& w) const {
@@ -173,17 +186,13 @@ void Instance::write_identity(JsonWriter& w) const {
   ::gethostname(host.data(), host.size() - 1);
   w.field("uuid", options_.uuid).field("host", host.data());
   w.field("pid", static_cast<uint64_t>(::getpid())).field("start-time", own_start_time());
-  w.field("spec", options_.spec).field("read-only", top_->info().read_only);
+  w.field("spec", options_.spec).field("read-only", graph_->top().info().read_only);
   w.field("shared", options_.shared)
       .field("managed", options_.managed)
       .field("state", pauses_ == 0 ? "running" : "paused");
   w.field("qmp", runtime_->file("qmp.sock"));
   if (nbd_) w.field("nbd", nbd_->path());
-  w.key("chain").begin_array();
-  size_t depth = 0;
-  for (drivers::Node* node = top_.get(); node != nullptr; node = node->next_node())
-    write_node(w, *node, depth++);
-  w.end_array();
+  write_chain(w);
   w.key("consumers").begin_array();
   for (const auto& [backend, slot] : vbds_) {
     w.begin_object().field("type", "vbd").field("backend", backend);
@@ -201,7 +210,7 @@ void Instance::query_instance(Reply reply) const {
   w.key("reactor").begin_object().field("engine", reactor_.engine_name());
   w.field("turns", r.turns).field("kernel-entries", r.kernel_entries);
   w.field("file-ops", r.file_ops).field("socket-ops", r.socket_ops).end_object();
-  const SchedulerCounters& s = scheduler_->counters();
+  const SchedulerCounters& s = graph_->scheduler().counters();
   w.key("scheduler").begin_object().field("submitted", s.submitted);
   w.field("dispatched", s.dispatched).field("merged", s.merged);
   w.field("delayed", s.delayed).end_object();
@@ -232,13 +241,13 @@ void Instance::pause(Reply reply) {
   if (quitting_) return reply.error("GenericError", "The instance is shutting down");
   ++pauses_;
   // std::function wants a copyable target.
-  scheduler_->pause([held = std::make_shared<Reply>(std::move(reply))] { held->ok(); });
+  graph_->scheduler().pause([held = std::make_shared<Reply>(std::move(reply))] { held->ok(); });
 }
 
 void Instance::resume(Reply reply) {
   if (pauses_ == 0) return reply.error("GenericError", "The disk is not paused");
   --pauses_;
-  scheduler_->resume();
+  graph_->scheduler().resume();
   reply.ok();
 }
 

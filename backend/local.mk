@@ -25,6 +25,20 @@ include backend/blkif/local.mk
 include backend/nbd/local.mk
 include backend/control/local.mk
 
+noinst_LTLIBRARIES += liblivegraph.la
+liblivegraph_la_SOURCES = \
+  backend/live_graph.cc \
+  backend/live_graph.h
+liblivegraph_la_LIBADD = libscheduler.la libdrivers.la
+
+if HAVE_GTEST
+check_PROGRAMS += backend/live_graph_test
+TESTS += backend/live_graph_test
+backend_live_graph_test_SOURCES = backend/live_graph_test.cc
+backend_live_graph_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+backend_live_graph_test_LDADD = liblivegraph.la $(GTEST_LIBS)
+endif
+
 # What is common to the instance, the daemon and the command line.
 noinst_LTLIBRARIES += libruntimedir.la
 libruntimedir_la_SOURCES = \
@@ -41,5 +55,5 @@ vbdkit_backend_SOURCES = \
   backend/queue_thread.cc \
   backend/queue_thread.h
 vbdkit_backend_LDFLAGS = $(AM_LDFLAGS) $(BACKEND_LDFLAGS)
-vbdkit_backend_LDADD = libblkif.la libnbdserver.la libcontrol.la libdrivers.la libscheduler.la \
+vbdkit_backend_LDADD = libblkif.la libnbdserver.la libcontrol.la liblivegraph.la libdrivers.la libscheduler.la \
   libruntimedir.la libxenhandles.la libio.la libbase.la

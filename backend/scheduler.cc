@@ -79,6 +79,7 @@ class SchedulerImpl final : public Scheduler {
 
   void set_node(drivers::Node& top) override { top_ = &top; }
   drivers::Node& node() override { return *top_; }
+  void block_status(drivers::StatusRequest& request) override;
   void pause(std::function<void()> drained) override;
   void resume() override;
   bool idle() const override { return live_head_ == nullptr && incoming_head_ == nullptr; }
@@ -103,6 +104,7 @@ class SchedulerImpl final : public Scheduler {
   void node_done(Ticket& leader, int error);
   void finish(Ticket& t, int error);
   void notify_drained();
+  void ask_status(drivers::StatusRequest& request);
 
   io::Reactor& reactor_;
   drivers::Node* top_;
@@ -115,12 +117,13 @@ class SchedulerImpl final : public Scheduler {
   Ticket* look_again_ = nullptr;  // their blocker is done
   OverlapFilter filter_;
   unsigned barriers_alive_ = 0;
-  unsigned in_flight_ = 0;  // groups at the node
+  unsigned in_flight_ = 0;  // groups at the node, and questions of block status
   Ticket* open_groups_[kOpenGroups] = {};
   std::vector<Ticket*> starting_;  // leaders of this turn
 
   unsigned paused_ = 0;
   std::vector<std::function<void()>> drained_;
+  std::vector<drivers::StatusRequest*> held_questions_;
 
   std::vector<std::unique_ptr<Ticket[]>> chunks_;
   Ticket* free_tickets_ = nullptr;
@@ -186,6 +189,7 @@ void SchedulerImpl::dispatch() {
     notify_drained();
     return;
   }
+  for (drivers::StatusRequest* question : std::exchange(held_questions_, {})) ask_status(*question);
   while (look_again_ != nullptr) {
     Ticket& t = *look_again_;
     look_again_ = t.next_dependent;
@@ -387,6 +391,24 @@ void SchedulerImpl::finish(Ticket& t, int error) {
   free_ticket(t);
   if (paused_ > 0 && in_flight_ == 0) reactor_.defer(turn_);
   r.done(r, error);
+}
+
+void SchedulerImpl::block_status(drivers::StatusRequest& request) {
+  if (paused_ > 0)
+    held_questions_.push_back(&request);
+  else
+    ask_status(request);
+}
+
+void SchedulerImpl::ask_status(drivers::StatusRequest& request) {
+  ++in_flight_;
+  request.done = [this, inner = std::move(request.done)](int error) {
+    // The question, and this function in it, may be gone once the asker has its answer.
+    const auto answer = inner;
+    if (--in_flight_ == 0 && paused_ > 0) reactor_.defer(turn_);
+    answer(error);
+  };
+  top_->block_status(request);
 }
 
 void SchedulerImpl::pause(std::function<void()> drained) {

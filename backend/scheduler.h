@@ -34,6 +34,10 @@ class Scheduler : public RequestSink {
   virtual void set_node(drivers::Node& top) = 0;
   virtual drivers::Node& node() = 0;
 
+  // As the node's; a pause holds it up, and waits for it. `done` may run inside the call, and is to
+  // be set anew for each question.
+  virtual void block_status(drivers::StatusRequest& request) = 0;
+
   // Stops dispatching; `drained` is called from the loop when nothing is in flight below.
   // Requests submitted meanwhile wait. Pauses nest: as many resumes as pauses.
   virtual void pause(std::function<void()> drained) = 0;

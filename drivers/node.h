@@ -20,6 +20,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/result.h"
@@ -108,6 +109,9 @@ class Node {
 
   // The next node towards the storage, or nullptr for a leaf.
   virtual Node* next_node() { return nullptr; }
+  // Of a filter: puts another node in the next one's place, and gives that one out. With no request
+  // in flight; a filter that was left without one can only be given one, or destroyed.
+  virtual NodePtr exchange_next(NodePtr next) { return next; }
   // A name for the content, which others that open the same storage find too and which it never has
   // again once it was changed. Empty where there is no such name.
   virtual std::string identity() const { return {}; }
@@ -135,6 +139,7 @@ class Filter : public Node {
   Result<void> resize(Bytes size) override { return next_->resize(size); }
   Result<void> reopen(bool read_only) override { return next_->reopen(read_only); }
   Node* next_node() override { return next_.get(); }
+  NodePtr exchange_next(NodePtr next) override { return std::exchange(next_, std::move(next)); }
   std::string identity() const override { return next_->identity(); }
   bool filter_parents(const std::function<NodePtr(NodePtr)>& filter) override {
     return next_->filter_parents(filter);

@@ -43,9 +43,7 @@ class StatusSource {
 class SchedulerStatus final : public StatusSource {
  public:
   explicit SchedulerStatus(Scheduler& scheduler) : scheduler_(scheduler) {}
-  void block_status(drivers::StatusRequest& request) override {
-    scheduler_.node().block_status(request);
-  }
+  void block_status(drivers::StatusRequest& request) override { scheduler_.block_status(request); }
   std::vector<drivers::DirtyBitmap*> dirty_bitmaps() override {
     return drivers::dirty_bitmaps(scheduler_.node());
   }

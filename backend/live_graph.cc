@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "backend/live_graph.h"
+
+#include <utility>
+
+namespace vbdkit {
+namespace {
+
+// Where the node stands that `matches`: the pointer that owns it is top's, or that of the node
+// above. Nothing is changed.
+template <typename Matches>
+drivers::Node* above(drivers::Node& top, Matches matches) {
+  for (drivers::Node* node = &top; node->next_node() != nullptr; node = node->next_node())
+    if (matches(*node->next_node())) return node;
+  return nullptr;
+}
+
+}  // namespace
+
+LiveGraph::LiveGraph(io::Reactor& reactor, drivers::NodePtr top)
+    : reactor_(reactor),
+      top_(std::move(top)),
+      scheduler_(Scheduler::create(reactor_, *top_)),
+      self_(std::make_shared<LiveGraph*>(this)) {
+  flush_.graph = this;
+}
+
+LiveGraph::~LiveGraph() {
+  *self_ = nullptr;
+  scheduler_.reset();  // before the nodes
+}
+
+drivers::Node& LiveGraph::image() const {
+  drivers::Node* node = top_.get();
+  while (node->next_node() != nullptr) node = node->next_node();
+  return *node;
+}
+
+drivers::ChainNode* LiveGraph::chain() const { return dynamic_cast<drivers::ChainNode*>(&image()); }
+
+void LiveGraph::change(Change change) {
+  if (closed_) {
+    reactor_.post([done = std::move(change.done)] {
+      done(Error(ErrorKind::kBusy, "the instance is shutting down"));
+    });
+    return;
+  }
+  changes_.push_back(std::move(change));
+  if (changes_.size() == 1) begin();
+}
+
+void LiveGraph::begin() {
+  // From the loop, whoever asked.
+  reactor_.post([self = self_] {
+    if (*self != nullptr) (*self)->prepare();
+  });
+}
+
+void LiveGraph::prepare() {
+  const auto go_on = [self = self_](Result<void> result) {
+    if (*self == nullptr) return;
+    LiveGraph& graph = **self;
+    if (!result)
+      graph.end(std::move(result));
+    else if (graph.changes_.front().flush && !graph.top_->info().read_only)
+      graph.flush(*graph.scheduler_);
+    else
+      graph.pause();
+  };
+  if (const auto& step = changes_.front().prepare)
+    step(go_on);
+  else
+    go_on({});
+}
+
+namespace {
+
+// A node as the consumer of a flush sees it.
+class Direct final : public RequestSink {
+ public:
+  explicit Direct(drivers::Node& node) : node_(node) {}
+  void submit(drivers::Request& request) override { node_.submit(request); }
+  const drivers::NodeInfo& info() const override { return node_.info(); }
+
+ private:
+  drivers::Node& node_;
+};
+
+}  // namespace
+
+void LiveGraph::flush(RequestSink& sink) {
+  flush_.op = drivers::Op::kFlush;
+  flush_.flags = 0;
+  flush_.offset = flush_.length = 0;
+  flush_.done = [](drivers::Request& request, int error) {
+    // A node may complete it at once; what follows may destroy the node.
+    LiveGraph& graph = *static_cast<Flush&>(request).graph;
+    graph.reactor_.post([self = graph.self_, error] {
+      if (*self != nullptr) (*self)->flushed(error);
+    });
+  };
+  sink.submit(flush_);
+}
+
+void LiveGraph::flushed(int error) {
+  if (error != 0)
+    end(Error::from_errno(error, "flush " + top_->spec()));
+  else if (paused_)
+    apply();
+  else
+    pause();
+}
+
+void LiveGraph::pause() {
+  paused_ = true;
+  scheduler_->pause([self = self_] {
+    if (*self != nullptr) (*self)->drained();
+  });
+}
+
+void LiveGraph::drained() {
+  if (!changes_.front().flush || top_->info().read_only) return apply();
+  Direct direct(*top_);
+  flush(direct);
+}
+
+void LiveGraph::apply() {
+  auto result = changes_.front().apply(top_);
+  scheduler_->set_node(*top_);
+  end(std::move(result));
+}
+
+void LiveGraph::end(Result<void> result) {
+  if (std::exchange(paused_, false)) scheduler_->resume();
+  const Change change = std::move(changes_.front());
+  changes_.pop_front();
+  if (!changes_.empty()) begin();
+  if (result)
+    for (const auto& observer : observers_) observer();
+  if (changes_.empty())
+    for (auto& closed : std::exchange(closing_, {})) reactor_.post(std::move(closed));
+  if (change.done) change.done(std::move(result));
+}
+
+void LiveGraph::insert_filter(Place place, MakeFilter make, Done done) {
+  change(
+      [this, place, make = std::move(make)](drivers::NodePtr& top) -> Result<void> {
+        drivers::Node* const wanted = place == Place::kTop ? nullptr : &image();
+        drivers::Node* const over =
+            wanted == nullptr ? nullptr : above(*top, [&](auto& n) { return &n == wanted; });
+        if (over == nullptr)
+          top = make(std::move(top));
+        else
+          over->exchange_next(make(over->exchange_next(nullptr)));
+        return {};
+      },
+      std::move(done));
+}
+
+void LiveGraph::remove_filter(drivers::Node& filter, Done done) {
+  change(
+      [&filter](drivers::NodePtr& top) -> Result<void> {
+        if (top.get() == &filter && top->next_node() != nullptr) {
+          top = top->exchange_next(nullptr);
+          return {};
+        }
+        drivers::Node* const over = above(*top, [&](auto& n) { return &n == &filter; });
+        if (over == nullptr || filter.next_node() == nullptr)
+          return Error(ErrorKind::kNotFound, "the filter is not in the graph any more");
+        drivers::NodePtr removed = over->exchange_next(nullptr);
+        over->exchange_next(removed->exchange_next(nullptr));
+        return {};
+      },
+      std::move(done));
+}
+
+void LiveGraph::close(std::function<void()> closed) {
+  closed_ = true;
+  if (changes_.empty())
+    reactor_.post(std::move(closed));
+  else
+    closing_.push_back(std::move(closed));
+}
+
+}  // namespace vbdkit

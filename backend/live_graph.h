@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// LiveGraph: an instance's graph of nodes and the scheduler on top of it, and the only way to
+// change the graph while consumers use it. A change runs between two requests: the scheduler is
+// paused, what is in flight comes back, the change is applied, the scheduler goes on. Consumers
+// notice a longer request at most; those that look at the graph itself ask to be told (on_changed).
+//
+// Changes are serialised: one that is asked for while another is under way waits for it, from its
+// preparation on. A change that fails leaves the graph as it was; that is its own duty.
+//
+// Thread: the reactor's. Ownership: it owns scheduler and nodes; consumers go before it does.
+// Destroyed with changes under way it drops them, and their `done` with them.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "backend/scheduler.h"
+#include "base/result.h"
+#include "drivers/chain/chain_node.h"
+#include "drivers/node.h"
+#include "io/reactor.h"
+
+namespace vbdkit {
+
+class LiveGraph {
+ public:
+  using Done = std::function<void(Result<void>)>;
+
+  struct Change {
+    // While the disk runs on, and no other change does: what takes time. Calls its argument once.
+    std::function<void(Done ready)> prepare = {};
+    // Make durable what was written, while the disk runs and once more with nothing in flight: so
+    // that a node that ends has little to write, and a storage that cannot is met before `apply`.
+    bool flush = false;
+    // With nothing in flight. `top` may be replaced; it is set on return. Requests that wait were
+    // checked against the graph before: the disk gets no smaller, and its alignment no coarser.
+    std::function<Result<void>(drivers::NodePtr& top)> apply = {};
+    // At last, from the loop.
+    Done done = {};
+  };
+
+  enum class Place {
+    kTop,         // above everything
+    kAboveImage,  // beneath the filters
+  };
+  using MakeFilter = std::function<drivers::NodePtr(drivers::NodePtr next)>;
+
+  LiveGraph(io::Reactor& reactor, drivers::NodePtr top);
+  ~LiveGraph();
+  LiveGraph(const LiveGraph&) = delete;
+  LiveGraph& operator=(const LiveGraph&) = delete;
+
+  Scheduler& scheduler() { return *scheduler_; }
+  const Scheduler& scheduler() const { return *scheduler_; }
+  drivers::Node& top() const { return *top_; }
+  // The image beneath the filters; and where it is a chain, the chain, else nullptr.
+  drivers::Node& image() const;
+  drivers::ChainNode* chain() const;
+
+  void change(Change change);
+  void change(std::function<Result<void>(drivers::NodePtr& top)> apply, Done done) {
+    change({.apply = std::move(apply), .done = std::move(done)});
+  }
+  void insert_filter(Place place, MakeFilter make, Done done);
+  // Takes the node out; what stood beneath it takes its place. kNotFound where it is not there.
+  void remove_filter(drivers::Node& filter, Done done);
+
+  // After each change that succeeded, before its `done`. For the graph's lifetime.
+  void on_changed(std::function<void()> observer) { observers_.push_back(std::move(observer)); }
+
+  bool changing() const { return !changes_.empty(); }
+  // Refuses further changes; `closed` runs, from the loop, when those that were asked for are over.
+  void close(std::function<void()> closed);
+
+ private:
+  struct Flush : drivers::Request {
+    LiveGraph* graph = nullptr;
+  };
+
+  void begin();
+  void prepare();
+  void flush(RequestSink& sink);
+  void flushed(int error);
+  void pause();
+  void drained();
+  void apply();
+  void end(Result<void> result);
+
+  io::Reactor& reactor_;
+  drivers::NodePtr top_;
+  std::unique_ptr<Scheduler> scheduler_;
+  std::vector<std::function<void()>> observers_;
+  std::deque<Change> changes_;  // the first is under way
+  bool paused_ = false;         // by us
+  bool closed_ = false;
+  std::vector<std::function<void()>> closing_;
+  Flush flush_;
+  // Callbacks that outlive this find it gone.
+  const std::shared_ptr<LiveGraph*> self_;
+};
+
+}  // namespace vbdkit
