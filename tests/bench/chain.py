@@ -24,7 +24,7 @@ from nbd import pss_kib, wait_for
 PEER = "qsd"
 CONVERT_PEER = "qemu-img"
 DEPTHS = [1, 8, 30, 64]
-SIZE_MIB = 512
+SIZE_MIB = 256
 PIECE = 64 << 10
 ALLOCATION_IOS = 4000
 VHD_ALLOCATION_GIB = 16  # enough blocks of 2 MiB that most writes find a new one

@@ -9,7 +9,7 @@ truncate -s 64M "$scratch/disk"
 for direct in on off; do
   serve "disk-$direct" "raw,direct=$direct:$scratch/disk"
   # Two jobs on two connections, each with half of the disk.
-  fio --output-format=json --output="$scratch/fio.json" --ioengine=nbd \
+  fio --verify_state_save=0 --output-format=json --output="$scratch/fio.json" --ioengine=nbd \
     --uri="$(uri "disk-$direct")" --name=verify --numjobs=2 --size=32m --offset_increment=32m \
     --rw=randwrite --bssplit=512/10:4k/60:64k/20:256k/10 --iodepth=32 --verify=crc32c \
     --verify_fatal=1 --do_verify=1 --fsync=64 >/dev/null
