@@ -8,3 +8,7 @@ dist_man_MANS += \
   docs/man/vbdkit-spec.7 \
   docs/man/vbdkit.1 \
   docs/man/vbdkitd.8
+
+EXTRA_DIST += \
+  docs/admin.md \
+  docs/driver-author.md

@@ -106,6 +106,7 @@ std::vector<Subject> subjects() {
       on_capricious(raw_with("RawWithoutFallocate", ""),
                     {.refuses_punch = true, .refuses_zero_range = true}),
       on_capricious(raw_with("RawWithoutZeroRange", ",align=4K"), {.refuses_zero_range = true}),
+      filtered("Delay", "delay:ms=1"),
       filtered("Log", "log:level=debug"),
       filtered("LogTwice", "log:level=debug,name=a|log:level=debug,ops=read,name=b"),
       memory("Ram", "ram"),

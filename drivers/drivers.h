@@ -10,6 +10,7 @@ namespace vbdkit::drivers {
 
 DriverEntry cache_driver();
 DriverEntry cbt_driver();
+DriverEntry delay_driver();
 DriverEntry log_driver();
 DriverEntry nbd_driver();
 DriverEntry nbd_unix_driver();

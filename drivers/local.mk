@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 noinst_LTLIBRARIES += libdrivers.la
 libdrivers_la_SOURCES = \
+  drivers/delay.cc \
   drivers/dirty_bitmap.h \
   drivers/drivers.h \
   drivers/file_lock.cc \
@@ -49,6 +50,7 @@ drivers_drivers_test_SOURCES = \
   drivers/conformance.cc \
   drivers/conformance.h \
   drivers/conformance_test.cc \
+  drivers/delay_test.cc \
   drivers/fault_filter.h \
   drivers/log_filter_test.cc \
   drivers/loop_device.h \

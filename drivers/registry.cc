@@ -7,9 +7,9 @@ namespace vbdkit::drivers {
 
 std::span<const DriverEntry> driver_table() {
   static const DriverEntry table[] = {
-      cache_driver(),    cbt_driver(),      log_driver(),   nbd_driver(),
-      nbd_unix_driver(), null_driver(),     qcow2_driver(), ram_driver(),
-      raw_driver(),      throttle_driver(), vhd_driver(),
+      cache_driver(), cbt_driver(),      delay_driver(),    log_driver(),
+      nbd_driver(),   nbd_unix_driver(), null_driver(),     qcow2_driver(),
+      ram_driver(),   raw_driver(),      throttle_driver(), vhd_driver(),
   };
   return table;
 }
