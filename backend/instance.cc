@@ -22,7 +22,7 @@ Result<std::unique_ptr<Instance>> Instance::create(io::Reactor& reactor, const L
 }
 
 Instance::Instance(io::Reactor& reactor, const Logger& log, InstanceOptions options)
-    : reactor_(reactor), log_(log), options_(std::move(options)) {}
+    : reactor_(reactor), log_(log), options_(std::move(options)), managed_(options_.managed) {}
 
 Instance::~Instance() = default;
 
@@ -43,6 +43,7 @@ Result<void> Instance::open(Fd control) {
     nbd.path = runtime_->file("nbd.sock");
     nbd.export_name = options_.uuid;
     nbd.read_only = options_.read_only;
+    nbd.clients_changed = [this] { nbd_clients_changed(); };
     VBDKIT_ASSIGN(nbd_, nbd::Server::create(reactor_, graph_->scheduler(), *nbd_status_,
                                             std::move(nbd), log_));
   }
@@ -51,8 +52,8 @@ Result<void> Instance::open(Fd control) {
       qmp_, control::QmpServer::create(reactor_, log_, commands_,
                                        {.path = runtime_->file("qmp.sock"), .version = VERSION}));
   if (control.valid()) VBDKIT_TRY(qmp_->adopt(std::move(control)));
-  write_record();
-  return {};
+  // Who cannot be found may not serve: others would take the image's parents for unused.
+  return write_record();
 }
 
 Result<void> Instance::open_xen() {
@@ -98,7 +99,7 @@ Result<void> Instance::attach(const std::string& backend) {
   VBDKIT_TRY(vbd->start());
   vbds_[backend].vbd = std::move(vbd);
   log_.info("%s attached", backend.c_str());
-  write_record();
+  update_record();
   return {};
 }
 
@@ -121,8 +122,9 @@ void Instance::drop_vbd(const std::string& backend) {
   if (slot.empty()) return;
   past_ += slot.mapped().vbd->stats();
   for (control::Reply& reply : slot.mapped().detaching) reply.ok();
-  write_record();
-  if (quitting_) finish_quit();
+  update_record();
+  if (quitting_) return finish_quit();
+  quit_if_unused();
 }
 
 void Instance::vbd_event(std::string_view name, const std::string& backend,
@@ -143,6 +145,9 @@ blkif::Stats Instance::vbd_totals() const {
 void Instance::quit() {
   if (std::exchange(quitting_, true)) return;
   log_.info("shutting down");
+  update_record();
+  // From now on nobody can join: who has a disk for this image waits for our end.
+  if (qmp_) qmp_->event("SHUTDOWN", R"({"guest":false,"reason":"host-qmp-quit"})");
   for (; pauses_ > 0; --pauses_)
     graph_->scheduler().resume();  // what waits for that could never drain
   quit_waits_ = 2;
@@ -179,21 +184,12 @@ void Instance::flush_and_stop() {
 }
 
 void Instance::graph_changed() {
-  write_record();
+  update_record();
   control::JsonWriter w;
   w.begin_object();
   write_chain(w);
   w.end_object();
   if (qmp_) qmp_->event("X_VBDKIT_CHAIN_CHANGED", w.take());
-}
-
-void Instance::write_record() const {
-  control::JsonWriter w;
-  w.begin_object();
-  write_identity(w);
-  w.end_object();
-  if (auto written = runtime_->write_record(w.take() + "\n"); !written)
-    log_.warning("%s", written.error().message().c_str());
 }
 
 }  // namespace vbdkit

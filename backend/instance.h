@@ -44,7 +44,7 @@ struct InstanceOptions {
   bool read_only = false;
   bool shared = false;  // others that also share may have the image open
   bool nbd = true;
-  bool managed = false;  // a daemon has started us and ends us
+  bool managed = false;  // a daemon has started us and ends us, unless we are activated
   blkif::GrantPolicy grants = blkif::GrantPolicy::kAuto;
   unsigned threads = 1;  // that queues are spread over; the image is on the first
   io::EngineKind engine = io::EngineKind::kAuto;  // of the further ones
@@ -106,9 +106,21 @@ class Instance {
                  std::optional<XenbusState> state);
   blkif::Stats vbd_totals() const;
   void graph_changed();
+
+  // The registry record (instance_record.cc).
   void write_chain(control::JsonWriter& w) const;
   void write_identity(control::JsonWriter& w) const;
-  void write_record() const;
+  void write_consumers(control::JsonWriter& w) const;
+  Result<void> write_record();
+  void update_record();  // after a change
+
+  // Who decides about our end (instance_lifetime.cc).
+  void activate(control::Reply reply);
+  void deactivate(control::Reply reply);
+  void tell_lifetime();
+  void nbd_clients_changed();
+  void quit_if_unused();
+  uint64_t nbd_clients() const { return nbd_ ? nbd_->stats().connections : 0; }
   void finish_quit();
   void flush_and_stop();
 
@@ -130,6 +142,8 @@ class Instance {
   std::unique_ptr<control::QmpServer> qmp_;
 
   unsigned pauses_ = 0;
+  bool managed_;                   // the daemon ends us with our last disk
+  bool ends_when_unused_ = false;  // we do it ourselves
   bool quitting_ = false;
   size_t quit_waits_ = 0;  // parts that are still closing
   FinalFlush final_flush_;

@@ -2,11 +2,6 @@
 //
 // The commands of an instance's control socket. Names and results are QEMU's where the meaning is
 // the same (QEMU's qapi/block-core.json); what QEMU has no word for is x-vbdkit-….
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <array>
-#include <cstdlib>
 #include <memory>
 #include <string>
 
@@ -23,21 +18,6 @@ namespace {
 
 // The one disk's name for commands that take `device`.
 constexpr const char* kDevice = "disk";
-
-// Field 22 of proc(5) "stat": with it, a process id cannot be mistaken for a later process.
-uint64_t own_start_time() {
-  std::array<char, 1024> text;
-  auto stat = Fd::open("/proc/self/stat", O_RDONLY);
-  if (!stat) return 0;
-  const ssize_t n = ::read(stat->get(), text.data(), text.size());
-  if (n <= 0) return 0;
-  const std::string_view all(text.data(), static_cast<size_t>(n));
-  const size_t name_end = all.rfind(')');  // the name may hold spaces
-  if (name_end == std::string_view::npos) return 0;
-  size_t at = name_end + 1;
-  for (int field = 3; field <= 22; ++field) at = all.find_first_not_of(' ', all.find(' ', at));
-  return at < all.size() ? std::strtoull(all.data() + at, nullptr, 10) : 0;
-}
 
 void write_node(JsonWriter& w, const drivers::Node& node, size_t depth) {
   w.begin_object();
@@ -89,6 +69,10 @@ void Instance::add_commands() {
   });
   commands_.add("x-vbdkit-query", {},
                 [this](const Json&, Reply reply) { query_instance(std::move(reply)); });
+  commands_.add("x-vbdkit-activate", {},
+                [this](const Json&, Reply reply) { activate(std::move(reply)); });
+  commands_.add("x-vbdkit-deactivate", {},
+                [this](const Json&, Reply reply) { deactivate(std::move(reply)); });
   commands_.add("x-vbdkit-pause", {},
                 [this](const Json&, Reply reply) { pause(std::move(reply)); });
   commands_.add("x-vbdkit-resume", {},
@@ -171,41 +155,11 @@ void Instance::detach_vbd(const Json& arguments, Reply reply) {
   if (!quitting_) let_go(*slot->second.vbd);
 }
 
-void Instance::write_chain(JsonWriter& w) const {
-  w.key("chain").begin_array();
-  size_t depth = 0;
-  for (drivers::Node* node = &graph_->top(); node != nullptr; node = node->next_node())
-    write_node(w, *node, depth++);
-  w.end_array();
-}
-
-// The part of an instance's description that does not change with every request: the registry
-// record.
-void Instance::write_identity(JsonWriter& w) const {
-  std::array<char, 256> host{};
-  ::gethostname(host.data(), host.size() - 1);
-  w.field("uuid", options_.uuid).field("host", host.data());
-  w.field("pid", static_cast<uint64_t>(::getpid())).field("start-time", own_start_time());
-  w.field("spec", options_.spec).field("read-only", graph_->top().info().read_only);
-  w.field("shared", options_.shared)
-      .field("managed", options_.managed)
-      .field("state", pauses_ == 0 ? "running" : "paused");
-  w.field("qmp", runtime_->file("qmp.sock"));
-  if (nbd_) w.field("nbd", nbd_->path());
-  write_chain(w);
-  w.key("consumers").begin_array();
-  for (const auto& [backend, slot] : vbds_) {
-    w.begin_object().field("type", "vbd").field("backend", backend);
-    w.field("domid", uint64_t{slot.vbd->domid()}).field("devid", slot.vbd->device_id());
-    w.end_object();
-  }
-  w.end_array();
-}
-
 void Instance::query_instance(Reply reply) const {
   JsonWriter w;
   w.begin_object();
   write_identity(w);
+  write_consumers(w);
   const io::ReactorCounters& r = reactor_.counters();
   w.key("reactor").begin_object().field("engine", reactor_.engine_name());
   w.field("turns", r.turns).field("kernel-entries", r.kernel_entries);

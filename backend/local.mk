@@ -42,6 +42,10 @@ endif
 # What is common to the instance, the daemon and the command line.
 noinst_LTLIBRARIES += libruntimedir.la
 libruntimedir_la_SOURCES = \
+  backend/launch.cc \
+  backend/launch.h \
+  backend/registry_index.cc \
+  backend/registry_index.h \
   backend/runtime_dir.cc \
   backend/runtime_dir.h
 libruntimedir_la_LIBADD = libbase.la
@@ -51,6 +55,8 @@ vbdkit_backend_SOURCES = \
   backend/instance.cc \
   backend/instance.h \
   backend/instance_commands.cc \
+  backend/instance_lifetime.cc \
+  backend/instance_record.cc \
   backend/main.cc \
   backend/queue_thread.cc \
   backend/queue_thread.h

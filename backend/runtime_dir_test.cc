@@ -25,7 +25,7 @@ class RuntimeDirTest : public testing::Test {
 TEST_F(RuntimeDirTest, IsAliveWhileClaimedAndGoneAfterwards) {
   EXPECT_FALSE(RuntimeDir::alive(path_));
   {
-    const auto dir = RuntimeDir::claim(path_);
+    auto dir = RuntimeDir::claim(path_);
     ASSERT_TRUE(dir);
     EXPECT_TRUE(RuntimeDir::alive(path_));
     pid_t pid = 0;
@@ -56,7 +56,7 @@ TEST_F(RuntimeDirTest, WhatACrashLeftIsDeadAndCanBeCleaned) {
 
 // An instance that has become another user cannot come here by the path any more.
 TEST_F(RuntimeDirTest, RecordIsWrittenWhereverTheDirectoryIs) {
-  const auto dir = RuntimeDir::claim(path_);
+  auto dir = RuntimeDir::claim(path_);
   ASSERT_TRUE(dir);
   const std::string moved = base_ + "/moved";
   std::filesystem::rename(path_, moved);
@@ -65,7 +65,7 @@ TEST_F(RuntimeDirTest, RecordIsWrittenWhereverTheDirectoryIs) {
 }
 
 TEST_F(RuntimeDirTest, RecordIsReplacedAsAWhole) {
-  const auto dir = RuntimeDir::claim(path_);
+  auto dir = RuntimeDir::claim(path_);
   ASSERT_TRUE(dir);
   ASSERT_TRUE(dir->write_record("{\"long\":\"first\"}"));
   ASSERT_TRUE(dir->write_record("{}"));

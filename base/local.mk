@@ -7,6 +7,8 @@ libbase_la_SOURCES = \
   base/fd.h \
   base/log.cc \
   base/log.h \
+  base/process.cc \
+  base/process.h \
   base/result.cc \
   base/result.h \
   base/units.h \

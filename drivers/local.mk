@@ -35,6 +35,7 @@ libdrivers_la_SOURCES = \
   drivers/spec.cc \
   drivers/spec.h \
   drivers/spec_json.cc \
+  drivers/stored_image.h \
   drivers/throttle.cc \
   drivers/throttle.h \
   drivers/token_bucket.h

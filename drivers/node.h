@@ -83,7 +83,8 @@ struct NodeInfo {
   bool rotational = false;
 };
 
-class DirtyBitmap;  // dirty_bitmap.h
+class DirtyBitmap;   // dirty_bitmap.h
+struct StoredImage;  // stored_image.h
 class Node;
 using NodePtr = std::unique_ptr<Node>;
 
@@ -115,6 +116,8 @@ class Node {
   // A name for the content, which others that open the same storage find too and which it never has
   // again once it was changed. Empty where there is no such name.
   virtual std::string identity() const { return {}; }
+  // Appends the images that this node itself has open, leaf first. Filters have none.
+  [[gnu::cold]] virtual void list_images(std::vector<StoredImage>&) const {}
   // Puts filters over the parts of the storage that never change while this node is open, the
   // parents of a chain. False where there are none. Before the first request.
   virtual bool filter_parents(const std::function<NodePtr(NodePtr)>&) { return false; }

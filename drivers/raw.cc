@@ -18,6 +18,7 @@
 #include "drivers/options.h"
 #include "drivers/raw_bounce.h"
 #include "drivers/raw_file.h"
+#include "drivers/stored_image.h"
 
 namespace vbdkit::drivers {
 namespace {
@@ -87,6 +88,7 @@ class RawNode final : public Node, private BouncePool::Client {
   Result<void> resize(Bytes size) override;
   Result<void> reopen(bool read_only) override;
   std::string identity() const override;
+  void list_images(std::vector<StoredImage>& images) const override;
 
  private:
   const std::string& path() const { return spec_.path; }
@@ -202,6 +204,23 @@ std::string RawNode::identity() const {
                           static_cast<int64_t>(changed.tv_nsec)})
     name += ":" + std::to_string(part);
   return name;
+}
+
+void RawNode::list_images(std::vector<StoredImage>& images) const {
+  StoredImage image{.format = "raw",
+                    .path = path(),
+                    .block_device = file_->facts.block_device,
+                    .size = info_.size.v,
+                    .read_only = file_->read_only};
+  struct stat st {};
+  if (fstat(file_->fd.get(), &st) == 0) {
+    image.device = image.block_device ? st.st_rdev : st.st_dev;
+    image.inode = st.st_ino;
+  }
+  int generation = 0;
+  if (!image.block_device && ioctl(file_->fd.get(), FS_IOC_GETVERSION, &generation) == 0)
+    image.generation = static_cast<uint32_t>(generation);
+  images.push_back(std::move(image));
 }
 
 void RawNode::submit(Request& request) {

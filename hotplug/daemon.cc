@@ -10,6 +10,7 @@
 #include "backend/runtime_dir.h"
 #include "hotplug/identity.h"
 #include "hotplug/params.h"
+#include "storage/registry.h"
 
 namespace vbdkit::hotplug {
 
@@ -103,30 +104,47 @@ void Daemon::adopt_instances() {
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(instances_dir_, error)) {
     const std::string dir = entry.path();
-    if (!RuntimeDir::alive(dir)) {
+    if (RuntimeDir::alive(dir)) {
+      adopt(dir);
+    } else {
       log_.info("%s: left by an instance that is no more", dir.c_str());
       RuntimeDir::clean(dir);
-      continue;
     }
-    auto instance = std::make_unique<Instance>();
-    auto found = InstanceProcess::adopt(reactor_, log_, dir, callbacks_for(*instance));
-    if (!found) {
-      log_.warning("%s: a live instance does not answer: %s", dir.c_str(),
-                   found.error().message().c_str());
-      continue;
-    }
-    instance->process = std::move(found->process);
-    instance->managed = found->managed;
-    if (const auto spec = drivers::parse_graph(instance->process->spec()))
-      instance->identity = image_identity(*spec);
-    for (const std::string& backend : found->backends) {
-      if (!backend.starts_with(backend_root_ + "/")) continue;
-      if (const auto name = DeviceName::parse(backend.substr(backend_root_.size() + 1)))
-        instance->served.insert(*name);
-    }
-    log_.info("found instance %s (%s), pid %d", instance->process->uuid().c_str(),
-              instance->process->spec().c_str(), instance->process->pid());
-    instances_.push_back(std::move(instance));
+  }
+}
+
+void Daemon::adopt(const std::string& dir) {
+  auto instance = std::make_unique<Instance>();
+  auto found = InstanceProcess::adopt(reactor_, log_, dir, callbacks_for(*instance));
+  if (!found) {
+    log_.warning("%s: a live instance does not answer: %s", dir.c_str(),
+                 found.error().message().c_str());
+    return;
+  }
+  instance->process = std::move(found->process);
+  instance->managed = found->managed;
+  if (const auto spec = drivers::parse_graph(instance->process->spec()))
+    instance->identity = image_identity(*spec);
+  for (const std::string& backend : found->backends) {
+    if (!backend.starts_with(backend_root_ + "/")) continue;
+    if (const auto name = DeviceName::parse(backend.substr(backend_root_.size() + 1)))
+      instance->served.insert(*name);
+  }
+  log_.info("found instance %s (%s), pid %d", instance->process->uuid().c_str(),
+            instance->process->spec().c_str(), instance->process->pid());
+  instances_.push_back(std::move(instance));
+}
+
+// Others start instances too: `vbdkit activate`.
+void Daemon::adopt_started_by_others(const drivers::GraphSpec& spec) {
+  const auto found = storage::Registry(options_.runtime_dir)
+                         .find_image(spec.leaf().path, storage::Registry::Where::kLeaf);
+  if (!found) return;  // the image is not even there: whoever opens it says so
+  for (const storage::InstanceRecord& record : *found) {
+    const bool known = std::any_of(instances_.begin(), instances_.end(), [&](const auto& instance) {
+      return instance->process->uuid() == record.uuid;
+    });
+    if (!known) adopt(record.directory);
   }
 }
 
@@ -261,12 +279,10 @@ void Daemon::claimed(Device& device, KernelClaim::Outcome outcome) {
 void Daemon::place(Device& device) {
   const std::string identity = image_identity(*device.spec);
   const std::string spec = device.spec->to_string();
+  if (!identity.empty()) adopt_started_by_others(*device.spec);
   for (const auto& instance : instances_) {
     if (instance->ended || identity.empty() || instance->identity != identity) continue;
-    if (instance->process->quitting()) {
-      device.phase = Phase::kWaiting;  // its end brings us back here
-      return;
-    }
+    if (instance->process->quitting()) return wait_for_end(device);
     device.user.machine = machine_of(*store_, device.name.domid);
     const OpenImage open{.spec = instance->process->spec(),
                          .read_only = instance->process->read_only()};
@@ -283,7 +299,8 @@ void Daemon::place(Device& device) {
                                           .instances_dir = instances_dir_,
                                           .spec = spec,
                                           .read_only = !device.user.writer,
-                                          .shared = device.shared},
+                                          .shared = device.shared,
+                                          .managed = true},
                                          callbacks_for(*instance));
   if (!process) return fail(device, process.error().message());
   instance->process = std::move(*process);
@@ -306,12 +323,19 @@ void Daemon::attach(Device& device, Instance& instance) {
                                  found->second->phase != Phase::kAttaching || instance.ended)
                                return;
                              if (answer) return ready(*found->second);
+                             if (instance.process->quitting()) return wait_for_end(*found->second);
                              // Where the process has failed, its end says why, better than a lost
                              // connection does.
                              if (answer.error().sys_errno() != EPIPE)
                                fail(*found->second, answer.error().message());
                            });
   changed();
+}
+
+// The end of the image's last instance brings us back to place().
+void Daemon::wait_for_end(Device& device) {
+  device.phase = Phase::kWaiting;
+  device.instance = nullptr;
 }
 
 void Daemon::ready(Device& device) {
@@ -386,6 +410,11 @@ InstanceProcess::Callbacks Daemon::callbacks_for(Instance& instance) {
   return {
       .vbd_gone = [this,
                    &instance](const std::string& backend) { instance_let_go(instance, backend); },
+      .lifetime =
+          [this, &instance](bool managed) {
+            instance.managed = managed;
+            quit_if_unused(instance);
+          },
       .ended = [this, &instance](const std::string& reason) { instance_ended(instance, reason); }};
 }
 

@@ -101,6 +101,8 @@ class Daemon {
   Daemon(io::Reactor& reactor, const Logger& log, DaemonOptions options);
   Result<void> start();
   void adopt_instances();
+  void adopt(const std::string& runtime_dir);
+  void adopt_started_by_others(const drivers::GraphSpec& spec);
   Result<void> watch(const std::string& type);
 
   void on_store_event(const std::string& root, const std::string& type, const std::string& changed);
@@ -112,6 +114,7 @@ class Daemon {
   void claimed(Device& device, KernelClaim::Outcome outcome);
   void place(Device& device);
   void attach(Device& device, Instance& instance);
+  void wait_for_end(Device& device);
   void ready(Device& device);
   void fail(Device& device, const std::string& message);
   void answer_late(Device& device);

@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "hotplug/instance_process.h"
 
-#include <fcntl.h>
 #include <signal.h>
-#include <spawn.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -16,7 +13,6 @@
 #include "backend/control/qmp_client.h"
 #include "backend/control/unix_socket.h"
 #include "backend/runtime_dir.h"
-#include "base/uuid.h"
 
 namespace vbdkit::hotplug {
 
@@ -26,30 +22,6 @@ using namespace std::chrono_literals;
 
 constexpr auto kAdoptTimeout = 2s;
 constexpr auto kQuitTimeout = 30s;  // drains, flushes; then it is told not to wait for storage
-constexpr int kControlFd = 3;       // in the instance
-
-// Its own session: what stops the daemon (a terminal, a service manager) must not reach it.
-Result<pid_t> spawn(const std::vector<std::string>& arguments, int control) {
-  std::vector<char*> argv;
-  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
-  argv.push_back(nullptr);
-
-  posix_spawn_file_actions_t files;
-  posix_spawnattr_t attributes;
-  ::posix_spawn_file_actions_init(&files);
-  ::posix_spawnattr_init(&attributes);
-  ::posix_spawn_file_actions_adddup2(&files, control, kControlFd);
-  sigset_t none;
-  ::sigemptyset(&none);
-  ::posix_spawnattr_setsigmask(&attributes, &none);
-  ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK);
-  pid_t pid = -1;
-  const int error = ::posix_spawn(&pid, argv[0], &files, &attributes, argv.data(), environ);
-  ::posix_spawn_file_actions_destroy(&files);
-  ::posix_spawnattr_destroy(&attributes);
-  if (error != 0) return Error::from_errno(error, "start " + arguments.front());
-  return pid;
-}
 
 std::string describe(const siginfo_t& info) {
   if (info.si_code == CLD_EXITED) return "exited with status " + std::to_string(info.si_status);
@@ -66,38 +38,20 @@ std::string backend_argument(const std::string& backend) {
 
 Result<std::unique_ptr<InstanceProcess>> InstanceProcess::launch(io::Reactor& reactor,
                                                                  const Logger& log,
-                                                                 const Launch& launch,
+                                                                 const LaunchOptions& launch,
                                                                  Callbacks callbacks) {
   std::unique_ptr<InstanceProcess> process(new InstanceProcess(reactor, log, std::move(callbacks)));
-  VBDKIT_ASSIGN(process->uuid_, random_uuid());
-  process->dir_ = launch.instances_dir + "/" + process->uuid_;
+  VBDKIT_ASSIGN(LaunchedInstance launched, launch_instance(launch));
+  process->uuid_ = launched.uuid;
+  process->dir_ = launched.directory;
   process->spec_ = launch.spec;
   process->read_only_ = launch.read_only;
-
-  // The connection exists before the process does: commands wait in it, and nothing has to be
-  // polled until the instance listens.
-  int ends[2];
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)
-    return Error::from_errno(errno, "socketpair");
-  Fd ours(ends[0]), theirs(ends[1]);
-  // dup2 onto itself would leave it close-on-exec.
-  if (theirs.get() == kControlFd) {
-    theirs = Fd(::fcntl(ends[1], F_DUPFD_CLOEXEC, kControlFd + 1));
-    if (!theirs.valid()) return Error::from_errno(errno, "duplicate a socket");
-  }
-
-  std::vector<std::string> arguments = {launch.program, "--spec",       launch.spec,
-                                        "--uuid",       process->uuid_, "--runtime-dir",
-                                        process->dir_,  "--control-fd", std::to_string(kControlFd),
-                                        "--managed"};
-  if (launch.read_only) arguments.emplace_back("--read-only");
-  if (launch.shared) arguments.emplace_back("--share");
-  arguments.insert(arguments.end(), launch.arguments.begin(), launch.arguments.end());
-  VBDKIT_TRY(process->connect(std::move(ours)));
-  VBDKIT_ASSIGN(process->pid_, spawn(arguments, theirs.get()));
-  if (auto watched = process->watch_process(); !watched) {
+  process->pid_ = launched.pid;
+  auto connected = process->connect(std::move(launched.control));
+  if (connected) connected = process->watch_process();
+  if (!connected) {
     ::kill(process->pid_, SIGKILL);  // nobody would ever end it
-    return std::move(watched).error();
+    return std::move(connected).error();
   }
   log.info("%s: started instance %s, pid %d", launch.spec.c_str(), process->uuid_.c_str(),
            process->pid_);
@@ -117,6 +71,7 @@ Result<InstanceProcess::Found> InstanceProcess::adopt(io::Reactor& reactor, cons
   process.spec_ = record.member("spec").string().value_or("");
   process.read_only_ = record.member("read-only").boolean().value_or(false);
   process.pid_ = static_cast<pid_t>(record.member("pid").number().value_or(0));
+  process.shutting_down_ = record.member("state").string() == "ending";
   found.managed = record.member("managed").boolean().value_or(false);
   const auto consumers = record.member("consumers");
   for (size_t i = 0; i < consumers.size(); ++i) {
@@ -147,6 +102,10 @@ Result<void> InstanceProcess::connect(Fd socket) {
                          [this](const std::string& name, const control::Json& data) {
                            if (name == "X_VBDKIT_FAILED") {
                              failure_ = data.member("desc").string().value_or("");
+                           } else if (name == "SHUTDOWN") {
+                             shutting_down_ = true;
+                           } else if (name == "X_VBDKIT_LIFETIME") {
+                             callbacks_.lifetime(data.member("managed").boolean().value_or(false));
                            } else if (name == "X_VBDKIT_VBD_GONE") {
                              callbacks_.vbd_gone(data.member("backend").string().value_or(""));
                            }

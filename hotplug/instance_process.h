@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "backend/control/qmp_link.h"
+#include "backend/launch.h"
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/result.h"
@@ -27,22 +28,17 @@ class InstanceProcess {
   struct Callbacks {
     // Attached VBDs that have gone by themselves: detached by the toolstack.
     std::function<void(const std::string& backend)> vbd_gone;
+    // Whether the daemon is to end it with its last disk; told when that changes.
+    std::function<void(bool managed)> lifetime;
     // Called once: the process is no more and its runtime directory is removed. `reason` reads as
     // the end of a sentence about why there is no instance.
     std::function<void(const std::string& reason)> ended;
   };
-  struct Launch {
-    std::string program;
-    std::vector<std::string> arguments;  // beyond what this class gives itself
-    std::string instances_dir;
-    std::string spec;
-    bool read_only = false;
-    bool shared = false;
-  };
   using Answer = control::QmpLink::Answer;
 
   static Result<std::unique_ptr<InstanceProcess>> launch(io::Reactor& reactor, const Logger& log,
-                                                         const Launch& launch, Callbacks callbacks);
+                                                         const LaunchOptions& launch,
+                                                         Callbacks callbacks);
 
   // What a running instance says about itself.
   struct Found {
@@ -59,7 +55,7 @@ class InstanceProcess {
   // Asks it to finish; insists where it does not.
   void quit();
 
-  bool quitting() const { return quit_timer_ != nullptr; }
+  bool quitting() const { return quit_timer_ != nullptr || shutting_down_; }
   const std::string& uuid() const { return uuid_; }
   const std::string& spec() const { return spec_; }
   bool read_only() const { return read_only_; }
@@ -87,6 +83,7 @@ class InstanceProcess {
   std::unique_ptr<io::FdWatch> exit_watch_;
   std::unique_ptr<control::QmpLink> link_;
   std::unique_ptr<io::Timer> quit_timer_;
+  bool shutting_down_ = false;  // it said so, whoever asked it to
   bool exited_ = false;
   bool link_closed_ = false;
   std::string failure_;  // what the instance itself said

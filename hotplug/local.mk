@@ -19,7 +19,7 @@ libhotplug_la_SOURCES = \
   hotplug/sharing.h \
   hotplug/xentop_view.cc \
   hotplug/xentop_view.h
-libhotplug_la_LIBADD = libblkif.la libcontrol.la libdrivers.la libruntimedir.la libxenhandles.la \
+libhotplug_la_LIBADD = libregistry.la libblkif.la libcontrol.la libdrivers.la libruntimedir.la libxenhandles.la \
   libio.la libbase.la
 
 sbin_PROGRAMS += vbdkitd

@@ -94,8 +94,10 @@ Result<void> QmpClient::send(std::string_view text, Clock::time_point deadline) 
 }
 
 Error qmp_error(const Json& error) {
-  const bool not_found = error.member("class").string() == "DeviceNotFound";
-  return Error(not_found ? ErrorKind::kNotFound : ErrorKind::kIo,
+  const std::string kind = error.member("class").string().value_or("");
+  return Error(kind == "DeviceNotFound"    ? ErrorKind::kNotFound
+               : kind == "CommandNotFound" ? ErrorKind::kUnsupported
+                                           : ErrorKind::kIo,
                error.member("desc").string().value_or("an error without a description"));
 }
 

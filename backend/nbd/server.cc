@@ -44,6 +44,7 @@ class ServerImpl final : public Server {
   void reap();
   void active();
   void trim();
+  void tell_of_clients();
   void finish_if_done();
 
   ServerContext context_;
@@ -101,6 +102,7 @@ void ServerImpl::accepted(int64_t result) {
     connections_.push_back(std::make_unique<Connection>(context_, std::move(socket)));
     connections_.back()->start();
     active();
+    tell_of_clients();
   } else if (result != -ECONNABORTED && result != -EINTR && result != -EAGAIN) {
     context_.log.limited(context_.log_limit, LogLevel::kWarning, "nbd: %s: accept: %s",
                          listener_.path().c_str(), strerror(static_cast<int>(-result)));
@@ -119,9 +121,15 @@ void ServerImpl::closed(Connection& connection) {
 }
 
 void ServerImpl::reap() {
+  const bool gone = !dead_.empty();
   dead_.clear();
   accept();
+  if (gone) tell_of_clients();
   finish_if_done();
+}
+
+void ServerImpl::tell_of_clients() {
+  if (!stopping_ && context_.options.clients_changed) context_.options.clients_changed();
 }
 
 void ServerImpl::active() {

@@ -65,6 +65,9 @@ struct ServerOptions {
   uint64_t max_bytes = uint64_t{64} << 20;  // of their data per connection, likewise
   std::chrono::milliseconds handshake_timeout = std::chrono::seconds(10);
   std::chrono::milliseconds idle_trim = std::chrono::seconds(2);  // then buffers are given back
+  // Called from the loop after clients have come or gone (ServerStats::connections); not any more
+  // once shutdown() was called.
+  std::function<void()> clients_changed = {};
 };
 
 struct ServerStats {

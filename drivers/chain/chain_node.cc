@@ -5,6 +5,7 @@
 #include <cerrno>
 
 #include "drivers/iov.h"
+#include "drivers/stored_image.h"
 
 namespace vbdkit::drivers {
 namespace {
@@ -97,6 +98,17 @@ bool ChainNode::filter_parents(const std::function<NodePtr(NodePtr)>& filter) {
   for (size_t i = 1; i < chain_.layers.size(); ++i)
     filtered_[i] = filter(std::make_unique<Borrowed>(file_of(i)));
   return has_parent();
+}
+
+void ChainNode::list_images(std::vector<StoredImage>& images) const {
+  for (size_t i = 0; i < chain_.layers.size(); ++i) {
+    Layer& layer = *chain_.layers[i];
+    const size_t first = images.size();
+    layer.file().list_images(images);
+    if (images.size() == first) images.push_back({.path = chain_.paths[i], .read_only = i != 0});
+    images[first].format = layer.info().format;
+    images[first].size = layer.info().size.v;
+  }
 }
 
 void ChainNode::describe() {

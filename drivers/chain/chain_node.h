@@ -55,6 +55,7 @@ class ChainNode final : public Node, private MapListener, private ParentReader {
   Result<void> resize(Bytes size) override;
   Result<void> reopen(bool read_only) override;
   bool filter_parents(const std::function<NodePtr(NodePtr)>& filter) override;
+  void list_images(std::vector<StoredImage>& images) const override;
 
   const Chain& chain() const { return chain_; }
   const WindowMap& map() const { return map_; }

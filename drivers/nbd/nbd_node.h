@@ -39,6 +39,7 @@
 #include "drivers/nbd/connection.h"
 #include "drivers/node.h"
 #include "drivers/registry.h"
+#include "drivers/stored_image.h"
 
 namespace vbdkit::drivers::nbd {
 
@@ -73,6 +74,12 @@ class NbdNode final : public Node, private Connection::Owner {
 
   std::string_view driver() const override { return spec_.driver; }
   std::string spec() const override { return GraphSpec{{spec_}}.to_string(); }
+  void list_images(std::vector<StoredImage>& images) const override {
+    images.push_back({.format = spec_.driver,
+                      .path = spec_.path,
+                      .size = info_.size.v,
+                      .read_only = info_.read_only});
+  }
   const NodeInfo& info() const override { return info_; }
   void submit(Request& request) override;
   void block_status(StatusRequest& request) override;
