@@ -19,7 +19,9 @@ Result<po::variables_map> parse(const Syntax& syntax, const std::vector<std::str
   po::options_description all;
   po::options_description operands;
   po::positional_options_description positional;
-  for (const char* name : syntax.operands) {
+  std::vector<const char*> names = syntax.operands;
+  names.insert(names.end(), syntax.optional.begin(), syntax.optional.end());
+  for (const char* name : names) {
     operands.add_options()(name, po::value<std::string>());
     positional.add(name, 1);
   }

@@ -22,10 +22,11 @@ namespace po = boost::program_options;
 struct Syntax {
   const char* usage;                  // "resize [OPTION...] SPEC SIZE"
   std::vector<const char*> operands;  // in order; all are needed
+  std::vector<const char*> optional;  // after them
   po::options_description options{"Options"};
 
-  Syntax(const char* line, std::vector<const char*> names)
-      : usage(line), operands(std::move(names)) {}
+  Syntax(const char* line, std::vector<const char*> names, std::vector<const char*> more = {})
+      : usage(line), operands(std::move(names)), optional(std::move(more)) {}
 };
 
 // Parses and runs: `run` returns the exit code. Help goes to stdout. An error is written to the log

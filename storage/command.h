@@ -37,11 +37,14 @@ int compare(const std::vector<std::string>& args, const Logger& log);
 int convert(const std::vector<std::string>& args, const Logger& log);
 int create(const std::vector<std::string>& args, const Logger& log);
 int info(const std::vector<std::string>& args, const Logger& log);
+int list(const std::vector<std::string>& args, const Logger& log);
 int list_drivers(const std::vector<std::string>& args, const Logger& log);
 int map(const std::vector<std::string>& args, const Logger& log);
 int resize(const std::vector<std::string>& args, const Logger& log);
 int serve(const std::vector<std::string>& args, const Logger& log);
 int snapshot(const std::vector<std::string>& args, const Logger& log);
+int stats(const std::vector<std::string>& args, const Logger& log);
+int top(const std::vector<std::string>& args, const Logger& log);
 int tree(const std::vector<std::string>& args, const Logger& log);
 
 }  // namespace vbdkit::storage

@@ -1,4 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
+# For all who look for instances.
+noinst_LTLIBRARIES += libregistry.la
+libregistry_la_SOURCES = \
+  storage/registry.cc \
+  storage/registry.h \
+  storage/vdev.cc \
+  storage/vdev.h
+libregistry_la_LIBADD = libcontrol.la libruntimedir.la libbase.la
+
 bin_PROGRAMS += vbdkit
 vbdkit_SOURCES = \
   storage/arguments.cc \
@@ -14,8 +23,13 @@ vbdkit_SOURCES = \
   storage/image_options.cc \
   storage/image_options.h \
   storage/info.cc \
+  storage/instance_argument.cc \
+  storage/instance_argument.h \
+  storage/instances.cc \
+  storage/instances.h \
   storage/job_runner.cc \
   storage/job_runner.h \
+  storage/list.cc \
   storage/list_drivers.cc \
   storage/main.cc \
   storage/map.cc \
@@ -27,15 +41,32 @@ vbdkit_SOURCES = \
   storage/serve.cc \
   storage/snapshot.cc \
   storage/snapshot.h \
+  storage/stats.cc \
+  storage/stats.h \
+  storage/table.cc \
+  storage/table.h \
   storage/terminal.cc \
   storage/terminal.h \
   storage/termination.cc \
   storage/termination.h \
+  storage/top.cc \
   storage/tree.cc
 vbdkit_LDADD = \
+  libregistry.la \
+  libxenhandles.la \
   libnbdserver.la \
   libscheduler.la \
   libdrivers.la \
   libio.la \
   libbase.la \
   -lboost_program_options
+
+if HAVE_GTEST
+check_PROGRAMS += storage/storage_test
+TESTS += storage/storage_test
+storage_storage_test_SOURCES = \
+  storage/registry_test.cc \
+  storage/vdev_test.cc
+storage_storage_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+storage_storage_test_LDADD = libregistry.la $(GTEST_LIBS)
+endif

@@ -20,11 +20,14 @@ constexpr Command kCommands[] = {
     {"create", "make an image", create},
     {"drivers", "list the image drivers and filters", list_drivers},
     {"info", "show what an image says of itself and its parents", info},
+    {"list", "list the running instances", list},
     {"map", "show which file holds which part of a disk", map},
     {"resize", "change the size of the disk in an image", resize},
     {"serve", "export a disk over NBD, without Xen", serve, LogLevel::kInfo},
     {"snapshot", "keep an image's present content under another name", snapshot},
-    {"tree", "draw which images of a directory stand on which", tree},
+    {"stats", "show what running instances have done", stats},
+    {"top", "show what running instances are doing", top},
+    {"tree", "draw which images stand on which, in a directory or in use", tree},
 };
 
 void print_usage(std::FILE* to) {
