@@ -21,6 +21,7 @@
 
 #include "backend/blkif/vbd.h"
 #include "backend/control/qmp_server.h"
+#include "backend/hook_link.h"
 #include "backend/live_graph.h"
 #include "backend/nbd/server.h"
 #include "backend/queue_thread.h"
@@ -48,6 +49,7 @@ struct InstanceOptions {
   blkif::GrantPolicy grants = blkif::GrantPolicy::kAuto;
   unsigned threads = 1;  // that queues are spread over; the image is on the first
   io::EngineKind engine = io::EngineKind::kAuto;  // of the further ones
+  std::optional<HookLink> hooks;                  // to be told of our record
 };
 
 class Instance {
@@ -142,8 +144,9 @@ class Instance {
   std::unique_ptr<control::QmpServer> qmp_;
 
   unsigned pauses_ = 0;
-  bool managed_;                   // the daemon ends us with our last disk
-  bool ends_when_unused_ = false;  // we do it ourselves
+  std::optional<size_t> told_record_;  // a hash of the record that the hooks know
+  bool managed_;                       // the daemon ends us with our last disk
+  bool ends_when_unused_ = false;      // we do it ourselves
   bool quitting_ = false;
   size_t quit_waits_ = 0;  // parts that are still closing
   FinalFlush final_flush_;

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <functional>
 #include <set>
 #include <string>
 #include <vector>
@@ -86,7 +87,13 @@ Result<void> Instance::write_record() {
   write_identity(w);
   write_consumers(w);
   w.end_object();
-  return runtime_->write_record(w.take() + "\n", keys);
+  const std::string record = w.take() + "\n";
+  VBDKIT_TRY(runtime_->write_record(record, keys));
+  const size_t hash = std::hash<std::string>()(record);
+  if (options_.hooks && told_record_ != hash)
+    options_.hooks->tell(told_record_ ? HookLink::Event::kChange : HookLink::Event::kRegister);
+  told_record_ = hash;
+  return {};
 }
 
 void Instance::update_record() {

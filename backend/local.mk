@@ -51,7 +51,10 @@ libruntimedir_la_SOURCES = \
 libruntimedir_la_LIBADD = libbase.la
 
 pkglibexec_PROGRAMS += vbdkit-backend
+vbdkit_backend_CPPFLAGS = $(AM_CPPFLAGS) -DVBDKIT_LIBEXECDIR='"$(pkglibexecdir)"'
 vbdkit_backend_SOURCES = \
+  backend/hook_link.cc \
+  backend/hook_link.h \
   backend/instance.cc \
   backend/instance.h \
   backend/instance_commands.cc \

@@ -41,6 +41,9 @@ constexpr const char* kUsage =
     "  --no-nbd            no NBD export\n"
     "  --xentop-dir DIR    where xentop's files go (default: /dev/shm)\n"
     "  --user NAME         become this user once everything is open\n"
+    "  --hooks-dir DIR     storage hooks (default: /etc/vbdkit/storage-hooks.d)\n"
+    "  --hook-runner FILE  the program that runs them\n"
+    "  --hook-timeout S    seconds that one of them may take (default: 10)\n"
     "  --control-fd N      a connected socket on which whoever started us speaks QMP\n"
     "  --managed           say that a daemon looks after us\n"
     "  --log-level NAME    error, warning, notice, info or debug\n"
@@ -52,6 +55,9 @@ struct Arguments {
   InstanceOptions instance;
   std::vector<std::string> vbds;
   io::EngineKind engine = io::EngineKind::kAuto;
+  std::string hooks_dir = "/etc/vbdkit/storage-hooks.d";
+  std::string hook_runner = VBDKIT_LIBEXECDIR "/vbdkit-hooks";
+  std::string hook_timeout = "10";
   std::string user;
   Fd control;
   LogLevel log_level = LogLevel::kNotice;
@@ -72,6 +78,9 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
     kNoNbd,
     kXentopDir,
     kUser,
+    kHooksDir,
+    kHookRunner,
+    kHookTimeout,
     kControlFd,
     kManaged,
     kLogLevel,
@@ -90,6 +99,9 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
                                     {"no-nbd", 0, nullptr, kNoNbd},
                                     {"xentop-dir", 1, nullptr, kXentopDir},
                                     {"user", 1, nullptr, kUser},
+                                    {"hooks-dir", 1, nullptr, kHooksDir},
+                                    {"hook-runner", 1, nullptr, kHookRunner},
+                                    {"hook-timeout", 1, nullptr, kHookTimeout},
                                     {"control-fd", 1, nullptr, kControlFd},
                                     {"managed", 0, nullptr, kManaged},
                                     {"log-level", 1, nullptr, kLogLevel},
@@ -143,6 +155,15 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
         break;
       case kUser:
         a.user = optarg;
+        break;
+      case kHooksDir:
+        a.hooks_dir = optarg;
+        break;
+      case kHookRunner:
+        a.hook_runner = optarg;
+        break;
+      case kHookTimeout:
+        a.hook_timeout = optarg;
         break;
       case kControlFd:
         a.control = Fd(std::atoi(optarg));
@@ -220,6 +241,12 @@ void report_failure(int control, const Error& error) {
 
 // `starter` is told of a failure until everything is open, then closed.
 Result<void> serve(Arguments& arguments, Fd& starter, const Logger& log) {
+  // Before we give anything up: what an admin's hooks do takes rights.
+  VBDKIT_ASSIGN(arguments.instance.hooks,
+                HookLink::start({.program = arguments.hook_runner,
+                                 .hooks_dir = arguments.hooks_dir,
+                                 .runtime_dir = arguments.instance.runtime_dir,
+                                 .timeout = arguments.hook_timeout}));
   harden();
   VBDKIT_ASSIGN(const Fd signals, catch_signals());
   VBDKIT_ASSIGN(const auto reactor, io::Reactor::create({.engine = arguments.engine}, log));

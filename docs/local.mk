@@ -3,7 +3,9 @@ dist_man_MANS += \
   docs/man/block-vbdkit.8 \
   docs/man/vbdkit-backend.8 \
   docs/man/vbdkit-convert.1 \
+  docs/man/vbdkit-hooks.8 \
   docs/man/vbdkit-image.1 \
+  docs/man/vbdkit-instance.1 \
   docs/man/vbdkit-serve.1 \
   docs/man/vbdkit-spec.7 \
   docs/man/vbdkit.1 \

@@ -65,6 +65,7 @@ hotplug_hotplug_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 hotplug_hotplug_test_LDADD = libhotplug.la $(GTEST_LIBS)
 
 hotplug_simtests = \
+  tests/sim/hotplug_activate_test \
   tests/sim/hotplug_attach_test \
   tests/sim/hotplug_failure_test \
   tests/sim/hotplug_sharing_test
@@ -72,7 +73,12 @@ check_PROGRAMS += $(hotplug_simtests)
 TESTS += $(hotplug_simtests)
 hotplug_simtest_ldadd = tests/sim/libsimguest.la libcontrol.la libruntimedir.la libio.la libbase.la \
   $(GTEST_LIBS)
-hotplug_simtest_deps = vbdkitd vbdkit-backend hotplug/block-vbdkit
+hotplug_simtest_deps = vbdkit vbdkitd vbdkit-backend hotplug/block-vbdkit
+
+tests_sim_hotplug_activate_test_SOURCES = tests/sim/hotplug_activate_test.cc tests/sim/hotplug_fixture.h
+tests_sim_hotplug_activate_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+tests_sim_hotplug_activate_test_LDADD = $(hotplug_simtest_ldadd)
+EXTRA_tests_sim_hotplug_activate_test_DEPENDENCIES = $(hotplug_simtest_deps)
 
 tests_sim_hotplug_attach_test_SOURCES = tests/sim/hotplug_attach_test.cc tests/sim/hotplug_fixture.h
 tests_sim_hotplug_attach_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)

@@ -30,12 +30,14 @@ struct Command {
   LogLevel threshold = LogLevel::kNotice;
 };
 
+int activate(const std::vector<std::string>& args, const Logger& log);
 int check(const std::vector<std::string>& args, const Logger& log);
 int clone(const std::vector<std::string>& args, const Logger& log);
 int coalesce(const std::vector<std::string>& args, const Logger& log);
 int compare(const std::vector<std::string>& args, const Logger& log);
 int convert(const std::vector<std::string>& args, const Logger& log);
 int create(const std::vector<std::string>& args, const Logger& log);
+int deactivate(const std::vector<std::string>& args, const Logger& log);
 int info(const std::vector<std::string>& args, const Logger& log);
 int list(const std::vector<std::string>& args, const Logger& log);
 int list_drivers(const std::vector<std::string>& args, const Logger& log);

@@ -60,9 +60,16 @@ struct RunningForest {
         nodes[parent].instances.push_back(&record);
       }
     }
+    sort(roots);
+    for (Node& node : nodes) sort(node.children);
   }
 
  private:
+  void sort(std::vector<size_t>& siblings) const {
+    std::sort(siblings.begin(), siblings.end(),
+              [this](size_t a, size_t b) { return nodes[a].image->path < nodes[b].image->path; });
+  }
+
   static constexpr size_t kNone = SIZE_MAX;
   RegisteredImage in_memory_;
 };

@@ -8,8 +8,17 @@ libregistry_la_SOURCES = \
   storage/vdev.h
 libregistry_la_LIBADD = libcontrol.la libruntimedir.la libbase.la
 
+pkglibexec_PROGRAMS += vbdkit-hooks
+vbdkit_hooks_SOURCES = \
+  storage/hook_runner.cc \
+  storage/hook_runner.h \
+  storage/hooks_main.cc
+vbdkit_hooks_LDADD = libbase.la
+
 bin_PROGRAMS += vbdkit
+vbdkit_CPPFLAGS = $(AM_CPPFLAGS) -DVBDKIT_LIBEXECDIR='"$(pkglibexecdir)"'
 vbdkit_SOURCES = \
+  storage/activate.cc \
   storage/arguments.cc \
   storage/arguments.h \
   storage/check.cc \

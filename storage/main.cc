@@ -12,12 +12,14 @@ namespace vbdkit::storage {
 namespace {
 
 constexpr Command kCommands[] = {
+    {"activate", "serve an image, with or without a domain", activate},
     {"check", "look whether an image contradicts itself, and repair it", check},
     {"clone", "make an image that shares another one's content", clone},
     {"coalesce", "merge an image that nobody uses into its parent", coalesce},
     {"compare", "look whether two disks have the same content", compare},
     {"convert", "copy a disk into an image of any format", convert},
     {"create", "make an image", create},
+    {"deactivate", "end that when nobody uses it", deactivate},
     {"drivers", "list the image drivers and filters", list_drivers},
     {"info", "show what an image says of itself and its parents", info},
     {"list", "list the running instances", list},

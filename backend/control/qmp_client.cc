@@ -28,12 +28,17 @@ Result<void> wait_for(int fd, short events, QmpClient::Clock::time_point deadlin
 }  // namespace
 
 Result<QmpClient> QmpClient::connect(const std::string& path, Clock::duration timeout) {
-  const auto deadline = Clock::now() + timeout;
   VBDKIT_ASSIGN(Fd socket, connect_unix(path));
+  auto client = adopt(std::move(socket), timeout);
+  if (!client) return std::move(client).error().context(path);
+  return client;
+}
+
+Result<QmpClient> QmpClient::adopt(Fd socket, Clock::duration timeout) {
+  const auto deadline = Clock::now() + timeout;
   QmpClient client(std::move(socket));
   VBDKIT_ASSIGN(const Json greeting, client.receive(deadline));
-  if (greeting.member("QMP").is_null())
-    return Error(ErrorKind::kProtocol, path + ": no QMP greeting");
+  if (greeting.member("QMP").is_null()) return Error(ErrorKind::kProtocol, "no QMP greeting");
   VBDKIT_ASSIGN(const Json empty, client.execute("qmp_capabilities", {}, deadline - Clock::now()));
   return client;
 }
@@ -41,9 +46,14 @@ Result<QmpClient> QmpClient::connect(const std::string& path, Clock::duration ti
 Result<Json> QmpClient::execute(std::string_view command, std::string_view arguments,
                                 Clock::duration timeout) {
   const auto deadline = Clock::now() + timeout;
-  VBDKIT_TRY(send(qmp_command(command, arguments), deadline));
+  // A peer that ended has perhaps said why before.
+  const auto sent = send(qmp_command(command, arguments), deadline);
   for (;;) {
-    VBDKIT_ASSIGN(Json message, receive(deadline));
+    auto received = receive(deadline);
+    if (!received) return sent ? std::move(received).error() : sent.error();
+    Json& message = *received;
+    if (message.member("event").string() == "X_VBDKIT_FAILED")
+      return Error(ErrorKind::kIo, message.member("data").member("desc").string().value_or(""));
     if (!message.member("event").is_null()) {
       events_.push_back(std::move(message));
       continue;

@@ -23,6 +23,9 @@ class QmpClient {
   [[gnu::cold]] static Result<QmpClient> connect(const std::string& path,
                                                  Clock::duration timeout = std::chrono::seconds(5));
 
+  // Over a connection that exists already.
+  [[gnu::cold]] static Result<QmpClient> adopt(Fd socket, Clock::duration timeout);
+
   // `arguments`: an object's text, or empty. The value of "return", or the peer's error.
   Result<Json> execute(std::string_view command, std::string_view arguments = {},
                        Clock::duration timeout = std::chrono::seconds(30));

@@ -4,6 +4,8 @@ toolstests = \
   tests/tools/coalesce.sh \
   tests/tools/convert.sh \
   tests/tools/golden.sh \
-  tests/tools/images.sh
+  tests/tools/hooks.sh \
+  tests/tools/images.sh \
+  tests/tools/instances.sh
 TESTS += $(toolstests)
-EXTRA_DIST += $(toolstests) tests/tools/lib.sh tests/golden
+EXTRA_DIST += $(toolstests) tests/tools/instances-lib.sh tests/tools/lib.sh tests/golden
