@@ -43,6 +43,7 @@ hold() {
   fail "qemu-io cannot read from $1"
 }
 release() {
+  # shellcheck disable=SC2154 # coproc sets it
   local pid=$client_PID
   echo quit >&"${client[1]}"
   wait "$pid"
