@@ -13,4 +13,5 @@ dist_man_MANS += \
 
 EXTRA_DIST += \
   docs/admin.md \
-  docs/driver-author.md
+  docs/driver-author.md \
+  docs/packager.md

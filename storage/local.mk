@@ -79,3 +79,10 @@ storage_storage_test_SOURCES = \
 storage_storage_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 storage_storage_test_LDADD = libregistry.la $(GTEST_LIBS)
 endif
+
+bashcompletiondir = $(datadir)/bash-completion/completions
+bashcompletion_DATA = storage/vbdkit
+storage/vbdkit: $(srcdir)/storage/vbdkit.bash-completion
+	$(AM_V_GEN)$(MKDIR_P) storage && cp $(srcdir)/storage/vbdkit.bash-completion $@
+EXTRA_DIST += storage/vbdkit.bash-completion
+CLEANFILES += storage/vbdkit

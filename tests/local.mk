@@ -5,4 +5,4 @@ include tests/tools/local.mk
 include tests/fuzz/local.mk
 include tests/bench/local.mk
 include tests/xen/local.mk
-EXTRA_DIST += tests/lib.sh
+EXTRA_DIST += tests/lib.sh tests/package/run
