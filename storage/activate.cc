@@ -20,6 +20,7 @@
 #include "storage/command.h"
 #include "storage/instance_argument.h"
 #include "storage/instances.h"
+#include "storage/priority.h"
 
 namespace vbdkit::storage {
 
@@ -103,6 +104,7 @@ Result<std::string> start(const Registry& registry, const drivers::GraphSpec& gr
 
 Result<int> run_activate(const po::variables_map& vm) {
   const Registry registry = registry_of(vm);
+  VBDKIT_ASSIGN(const Priority priority, priority_of(vm));
   VBDKIT_ASSIGN(const drivers::GraphSpec graph, absolute_spec(text_of(vm, "SPEC")));
   VBDKIT_ASSIGN(const auto known, present(registry, graph));
   std::string uuid;
@@ -116,12 +118,13 @@ Result<int> run_activate(const po::variables_map& vm) {
   } else {
     VBDKIT_ASSIGN(uuid, start(registry, graph, vm));
   }
-  if (vm.count("json") != 0) {
-    VBDKIT_ASSIGN(const InstanceRecord record, registry.find_uuid(uuid));
+  VBDKIT_ASSIGN(const InstanceRecord record, registry.find_uuid(uuid));
+  if (vm.count("json") != 0)
     print_json(to_json(record));
-  } else {
+  else
     std::puts(uuid.c_str());
-  }
+  // Where that fails the disk is there all the same, and its UUID is printed.
+  if (!priority.empty()) VBDKIT_TRY(set_priority(record.pid, uuid, priority));
   return kExitOk;
 }
 
@@ -156,6 +159,7 @@ int activate(const std::vector<std::string>& args, const Logger& log) {
       ("backend", text("FILE")->default_value(VBDKIT_LIBEXECDIR "/vbdkit-backend"),
        "the program that serves the image")  //
       ("json", "print the registry record");
+  add_priority_options(syntax.options);
   add_runtime_dir_option(syntax.options);
   return run_command(syntax, args, log, run_activate);
 }
@@ -181,6 +185,7 @@ int deactivate(const std::vector<std::string>& args, const Logger& log) {
       VBDKIT_TRY(await_end(instance, process, kLastWrites));
     else
       log.notice("%s is in use; it ends with its last user", title_of(instance).c_str());
+    remove_empty_groups();
     return kExitOk;
   });
 }

@@ -42,6 +42,7 @@ int info(const std::vector<std::string>& args, const Logger& log);
 int list(const std::vector<std::string>& args, const Logger& log);
 int list_drivers(const std::vector<std::string>& args, const Logger& log);
 int map(const std::vector<std::string>& args, const Logger& log);
+int priority(const std::vector<std::string>& args, const Logger& log);
 int resize(const std::vector<std::string>& args, const Logger& log);
 int serve(const std::vector<std::string>& args, const Logger& log);
 int snapshot(const std::vector<std::string>& args, const Logger& log);

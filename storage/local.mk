@@ -42,10 +42,14 @@ vbdkit_SOURCES = \
   storage/list_drivers.cc \
   storage/main.cc \
   storage/map.cc \
+  storage/priority.cc \
+  storage/priority.h \
   storage/progress.cc \
   storage/progress.h \
   storage/readiness.cc \
   storage/readiness.h \
+  storage/remote.cc \
+  storage/remote.h \
   storage/resize.cc \
   storage/serve.cc \
   storage/snapshot.cc \

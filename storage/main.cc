@@ -7,6 +7,7 @@
 
 #include "config.h"
 #include "storage/command.h"
+#include "storage/remote.h"
 
 namespace vbdkit::storage {
 namespace {
@@ -24,6 +25,7 @@ constexpr Command kCommands[] = {
     {"info", "show what an image says of itself and its parents", info},
     {"list", "list the running instances", list},
     {"map", "show which file holds which part of a disk", map},
+    {"priority", "weigh a running disk against others", priority},
     {"resize", "change the size of the disk in an image", resize},
     {"serve", "export a disk over NBD, without Xen", serve, LogLevel::kInfo},
     {"snapshot", "keep an image's present content under another name", snapshot},
@@ -38,6 +40,7 @@ void print_usage(std::FILE* to) {
     std::fprintf(to, "  %-10s %s\n", command.name, command.summary);
   std::fputs(
       "\n'vbdkit COMMAND --help' lists a command's options.\n"
+      "'vbdkit --host HOST COMMAND...' runs it there, by ssh.\n"
       "vbdkit --version and vbdkit --help say what they say.\n",
       to);
 }
@@ -54,6 +57,13 @@ int run(const std::vector<std::string>& args) {
   if (args[0] == "--version") {
     std::puts("vbdkit " PACKAGE_VERSION);
     return kExitOk;
+  }
+  if (args[0] == "--host") {
+    const Logger log("vbdkit", LogLevel::kNotice);
+    if (args.size() >= 3 && !args[1].empty())
+      return run_on_host(args[1], {args.begin() + 2, args.end()}, log);
+    log.error("--host: which, and what shall be done there?");
+    return kExitUsage;
   }
   const bool debug = std::getenv("VBDKIT_DEBUG") != nullptr;
   for (const Command& command : kCommands) {

@@ -6,6 +6,7 @@ toolstests = \
   tests/tools/golden.sh \
   tests/tools/hooks.sh \
   tests/tools/images.sh \
-  tests/tools/instances.sh
+  tests/tools/instances.sh \
+  tests/tools/priority.sh
 TESTS += $(toolstests)
 EXTRA_DIST += $(toolstests) tests/tools/instances-lib.sh tests/tools/lib.sh tests/golden

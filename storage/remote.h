@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// Commands on another host: vbdkit there, reached by ssh(1), whose keys and rules say who may. The
+// control sockets themselves are never on a network.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/log.h"
+
+namespace vbdkit::storage {
+
+// Becomes ssh; returns the exit code only where that fails.
+int run_on_host(const std::string& host, const std::vector<std::string>& args, const Logger& log);
+
+// For a POSIX shell: one word, whatever is in it.
+std::string quoted(const std::string& word);
+
+}  // namespace vbdkit::storage
