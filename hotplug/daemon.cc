@@ -19,6 +19,7 @@ namespace {
 namespace fs = std::filesystem;
 using namespace std::chrono_literals;
 
+constexpr std::string_view kPlugin = "vbdkit";  // backendtype=vbdkit
 constexpr const char* kTypes[] = {"vbd", "vbd3"};
 // libxl gives a backend 10 s to answer; whatever takes longer is told to the script, which has 40.
 constexpr auto kAnswerWithin = 5s;
@@ -216,7 +217,7 @@ void Daemon::examine(const DeviceName& name) {
     gone(name);  // removed and made again before we looked
   }
   const DeviceNodes nodes = read_device(*store_, backend);
-  if (is_our_script(nodes.script)) appeared(name, nodes, *state);
+  if (is_our_script(nodes.script) || nodes.plugin == kPlugin) appeared(name, nodes, *state);
 }
 
 void Daemon::appeared(const DeviceName& name, const DeviceNodes& nodes, const DeviceState& state) {
@@ -231,7 +232,8 @@ void Daemon::appeared(const DeviceName& name, const DeviceNodes& nodes, const De
     device.phase = Phase::kGone;
     return;
   }
-  auto params = parse_params(name.type, nodes.params);
+  auto params = nodes.plugin == kPlugin ? parse_plugin_disk(nodes.format, nodes.params)
+                                        : parse_params(name.type, nodes.params);
   if (!params) return fail(device, params.error().message());
   auto spec = drivers::parse_graph(params->spec);
   if (!spec) return fail(device, spec.error().message());

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
 // The daemon of one dom0 or driver domain: watches its backend directories for disks whose hotplug
-// script is ours, sees to it that each gets an answer well within the 10 s libxl waits, and keeps
-// one instance per image, started for the first VBD and told to quit after the last.
+// script or libxl plugin is ours, sees to it that each gets an answer well within the 10 s libxl
+// waits, and keeps one instance per image, started for the first VBD and told to quit after the
+// last.
 //
 // Devices walk: claimed from the kernel → instance found or started → attached → ready; or failed,
 // with a message, from anywhere. A failed device is answered all the same (InitWait, later Closed),

@@ -56,7 +56,9 @@ std::optional<DeviceState> read_state(const xen::StoreView& store, const std::st
 DeviceNodes read_device(const xen::StoreView& store, const std::string& backend) {
   return {.script = read_or_empty(store, backend + "/script"),
           .params = read_or_empty(store, backend + "/params"),
-          .mode = read_or_empty(store, backend + "/mode")};
+          .mode = read_or_empty(store, backend + "/mode"),
+          .plugin = read_or_empty(store, backend + "/plugin"),
+          .format = read_or_empty(store, backend + "/format")};
 }
 
 std::string machine_of(const xen::StoreView& store, uint16_t domid) {

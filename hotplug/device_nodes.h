@@ -41,6 +41,9 @@ struct DeviceNodes {
   std::string script;
   std::string params;
   std::string mode;  // "r", "w", "w!"
+  // Of a libxl with disk plugins; empty: served through a script.
+  std::string plugin;
+  std::string format;
 };
 
 // Nothing where there is no such device (any more).

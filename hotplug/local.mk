@@ -3,6 +3,8 @@ noinst_LTLIBRARIES += libhotplug.la
 libhotplug_la_SOURCES = \
   hotplug/daemon.cc \
   hotplug/daemon.h \
+  hotplug/daemon_client.cc \
+  hotplug/daemon_client.h \
   hotplug/daemon_control.cc \
   hotplug/daemon_control.h \
   hotplug/device_nodes.cc \

@@ -15,9 +15,9 @@
 #include <string>
 #include <vector>
 
-#include "backend/control/qmp_client.h"
 #include "config.h"
 #include "hotplug/daemon.h"
+#include "hotplug/daemon_client.h"
 #include "hotplug/daemon_control.h"
 #include "hotplug/xentop_view.h"
 
@@ -130,26 +130,11 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
   return a;
 }
 
-std::string socket_path(const Arguments& arguments) {
-  return arguments.daemon.runtime_dir + "/vbdkitd.sock";
-}
-
 // Prints the answer: of wait-ready, the path of the NBD socket; of query-devices, its JSON.
 Result<void> ask(const Arguments& arguments) {
-  auto client = control::QmpClient::connect(socket_path(arguments));
-  if (!client)
-    return Error(ErrorKind::kNotFound, "vbdkitd is not running (" + client.error().message() +
-                                           "); start it with: systemctl start vbdkitd");
-  std::string parameters;
-  if (!arguments.device.empty()) {
-    control::JsonWriter w;
-    w.begin_object().field("device", arguments.device);
-    w.field("timeout-ms", uint64_t{arguments.timeout_ms}).end_object();
-    parameters = w.take();
-  }
-  // The daemon keeps the deadline; ours is for a daemon that hangs.
-  const auto patience = std::chrono::milliseconds(arguments.timeout_ms) + std::chrono::seconds(2);
-  VBDKIT_ASSIGN(const auto result, client->execute(arguments.client, parameters, patience));
+  const DaemonClient daemon(arguments.daemon.runtime_dir);
+  VBDKIT_ASSIGN(const auto result, daemon.ask(arguments.client, arguments.device,
+                                              std::chrono::milliseconds(arguments.timeout_ms)));
   if (const auto nbd = result.member("nbd").string()) {
     std::puts(nbd->c_str());
   } else if (result.is_array()) {
@@ -208,7 +193,8 @@ Result<void> serve(const Arguments& arguments, const Logger& log) {
   VBDKIT_ASSIGN(const auto reactor, io::Reactor::create({.queue_depth = 64}, log));
   VBDKIT_ASSIGN(const auto daemon, Daemon::create(*reactor, log, arguments.daemon));
   VBDKIT_ASSIGN(const auto control,
-                DaemonControl::create(*reactor, log, *daemon, socket_path(arguments)));
+                DaemonControl::create(*reactor, log, *daemon,
+                                      arguments.daemon.runtime_dir + "/vbdkitd.sock"));
   XentopView xentop(*reactor, log, daemon->store(), daemon->backend_root(), arguments.xentop);
   const auto show = [&] { xentop.update(daemon->devices()); };
   daemon->on_change(show);

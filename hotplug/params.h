@@ -3,6 +3,7 @@
 // What a disk's `params` node, written by libxl from the user's `target=`, says: pure text work.
 #pragma once
 
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -21,6 +22,13 @@ struct DiskParams {
 // "aio:" or "vhd:" (the format) before it. A target that is only a path means a raw image, or one
 // of that format.
 Result<DiskParams> parse_params(std::string_view type, std::string_view params);
+
+// The same for a disk with backendtype=vbdkit, of a libxl that has disk plugins: its format is
+// known, one of plugin_formats(), and its target is a path, or a node spec where the format is
+// "spec", or where it is "raw" because the user has not said any.
+Result<DiskParams> parse_plugin_disk(std::string_view format, std::string_view target);
+// Ended by a null pointer, as libxl's plugin interface has it.
+std::span<const char* const> plugin_formats();
 
 // Whether a `script` node names our hotplug script.
 bool is_our_script(std::string_view script);

@@ -33,6 +33,35 @@ TEST(Params, BarePathIsAnImageOfTheFormat) {
   EXPECT_EQ(spec("vbd3", "vhd:/srv/a.vhd"), "vhd:/srv/a.vhd");
 }
 
+std::string plugin_spec(std::string_view format, std::string_view target) {
+  const auto disk = parse_plugin_disk(format, target);
+  return disk ? (disk->shared ? "shared " : "") + disk->spec : "error";
+}
+
+TEST(PluginDisk, PathIsAnImageOfTheFormat) {
+  EXPECT_EQ(plugin_spec("qcow2", "/srv/a.qcow2"), "qcow2:/srv/a.qcow2");
+  EXPECT_EQ(plugin_spec("vhd", "shared|/srv/a.vhd"), "shared vhd:/srv/a.vhd");
+  EXPECT_EQ(plugin_spec("raw", "/dev/vg/lv"), "raw:/dev/vg/lv");
+}
+
+TEST(PluginDisk, RawOrSpecTakesANodeSpecAsItStands) {
+  EXPECT_EQ(plugin_spec("raw", "qcow2:/srv/a.qcow2"), "qcow2:/srv/a.qcow2");
+  EXPECT_EQ(plugin_spec("spec", "throttle:iops=5|vhd:/srv/a.vhd"),
+            "throttle:iops=5|vhd:/srv/a.vhd");
+}
+
+TEST(PluginDisk, RefusesWhatIsNoPathOfTheFormat) {
+  EXPECT_EQ(plugin_spec("qcow2", "raw:/srv/a.img"), "error");
+  EXPECT_EQ(plugin_spec("qcow2", "a.qcow2"), "error");
+  EXPECT_EQ(plugin_spec("vmdk", "/srv/a.vmdk"), "error");
+  EXPECT_EQ(plugin_spec("qcow2", ""), "error");
+}
+
+TEST(PluginDisk, FormatsEndWithNull) {
+  ASSERT_FALSE(plugin_formats().empty());
+  EXPECT_EQ(plugin_formats().back(), nullptr);
+}
+
 TEST(Params, SharedIsSaidInFront) {
   EXPECT_EQ(spec("vbd", "shared|raw:/srv/a.img"), "shared raw:/srv/a.img");
   EXPECT_EQ(spec("vbd3", "aio:shared|/srv/a.img"), "shared raw:/srv/a.img");

@@ -18,6 +18,7 @@ const char* type_directory(BackendType type) {
     case BackendType::kVbd:
       return "vbd";
     case BackendType::kVbd3:
+    case BackendType::kPlugin:
       return "vbd3";
     case BackendType::kQdisk:
       return "qdisk";
@@ -37,9 +38,14 @@ Nodes backend_nodes(const Disk& disk, const DiskConfig& config) {
     case BackendType::kQdisk:
       nodes = {{"params", config.format + ":" + config.target}};
       break;
+    case BackendType::kPlugin:
+      nodes = {{"params", config.target}, {"plugin", config.plugin}, {"format", config.format}};
+      break;
   }
-  static const std::map<BackendType, std::string> kTypes{
-      {BackendType::kVbd, "phy"}, {BackendType::kVbd3, "tap"}, {BackendType::kQdisk, "qdisk"}};
+  static const std::map<BackendType, std::string> kTypes{{BackendType::kVbd, "phy"},
+                                                         {BackendType::kVbd3, "tap"},
+                                                         {BackendType::kQdisk, "qdisk"},
+                                                         {BackendType::kPlugin, "plugin"}};
   nodes.insert(nodes.end(), {{"frontend-id", std::to_string(disk.domid)},
                              {"online", "1"},
                              {"removable", yes_no(config.removable)},

@@ -13,14 +13,16 @@
 
 namespace vbdkit::sim {
 
-enum class BackendType { kVbd, kVbd3, kQdisk };
+// kPlugin: backend/vbd3 as a libxl with disk plugins writes it (xen-patches/),.
+enum class BackendType { kVbd, kVbd3, kQdisk, kPlugin };
 
 struct DiskConfig {
   BackendType backend = BackendType::kVbd;
   std::string vdev = "xvda";
-  std::string target = {};     // vbd: params as they are; vbd3: after "aio:"; qdisk: after "raw:"
-  std::string format = "raw";  // qdisk's
+  std::string target = {};     // vbd, plugin: params as they are; vbd3: after "aio:"; qdisk: "raw:"
+  std::string format = "raw";  // qdisk's and plugins'
   std::string script = "/etc/xen/scripts/block-vbdkit";
+  std::string plugin = "vbdkit";
   bool writable = true;
   bool removable = false;
   bool cdrom = false;
