@@ -7,6 +7,7 @@
 #include <numeric>
 #include <random>
 
+#include "backend/manual_reactor.h"
 #include "backend/overlap_filter.h"
 
 namespace vbdkit {
@@ -14,38 +15,6 @@ namespace {
 
 using drivers::Op;
 using drivers::Request;
-
-// A loop that the test turns by hand: only deferral is needed.
-class ManualReactor final : public io::Reactor {
- public:
-  Result<void> run() override { return {}; }
-  void submit(io::FileOp&) override { FAIL(); }
-  void submit(io::SocketOp&) override { FAIL(); }
-  void defer(io::Deferred& d) override {
-    if (d.queued) return;
-    d.queued = true;
-    queue_.push_back(&d);
-  }
-  std::unique_ptr<io::FdWatch> watch(int, std::function<void()>) override { return nullptr; }
-  std::unique_ptr<io::Timer> timer(std::function<void()>) override { return nullptr; }
-  void post(std::function<void()>) override {}
-  void stop() override {}
-  const char* engine_name() const override { return "manual"; }
-  const io::ReactorCounters& counters() const override { return counters_; }
-
-  void turn() {
-    while (!queue_.empty()) {
-      io::Deferred* d = queue_.front();
-      queue_.pop_front();
-      d->queued = false;
-      d->run(*d);
-    }
-  }
-
- private:
-  std::deque<io::Deferred*> queue_;
-  io::ReactorCounters counters_;
-};
 
 // Holds requests until the test completes them.
 class HeldNode final : public drivers::Node {

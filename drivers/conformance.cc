@@ -213,6 +213,7 @@ void NodeConformance::apply(const TestIo& io) {
       return;
     }
     case Op::kFlush:
+    case Op::kCopy:
       return;
   }
 }
@@ -425,6 +426,12 @@ TEST_P(NodeConformance, AReadOnlyNodeReadsAndRefusesEveryChange) {
     EXPECT_EQ(EROFS, run_one(op, 0, unit()));
   EXPECT_FALSE(node_->resize(Bytes{kSize * 2}).ok());
   EXPECT_EQ(0, run_one(Op::kFlush, 0, 0));
+  expect_model();
+}
+
+TEST_P(NodeConformance, ACopyIsForAJobsFilterAlone) {
+  ASSERT_NO_FATAL_FAILURE(open());
+  EXPECT_EQ(EOPNOTSUPP, run_one(Op::kCopy, 0, unit()));
   expect_model();
 }
 

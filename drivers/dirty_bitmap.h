@@ -28,7 +28,13 @@ class DirtyBitmap {
   // inside the disk.
   virtual Run run_at(uint64_t offset, uint64_t end) const = 0;
   // Begins anew: nothing is changed. Only while nothing is in flight; blocks.
-  virtual Result<void> clear() = 0;
+  Result<void> clear() { return keep_only({}); }
+  // Likewise, but for these ranges (of bytes), which count as changed.
+  struct Range {
+    uint64_t offset = 0;
+    uint64_t length = 0;
+  };
+  virtual Result<void> keep_only(const std::vector<Range>& ranges) = 0;
 
  protected:
   ~DirtyBitmap() = default;

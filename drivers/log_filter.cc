@@ -83,6 +83,10 @@ void LogFilter::arm_summary() {
 }
 
 void LogFilter::submit(Request& request) {
+  if (request.op == Op::kCopy) {
+    next().submit(request);
+    return;
+  }
   Watched& watched = pool_.take();
   copy_request(request, watched);
   watched.filter = this;

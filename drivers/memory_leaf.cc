@@ -43,6 +43,8 @@ void MemoryLeaf::submit(Request& request) {
       error = EINVAL;
     else if (request.op != Op::kRead && info_.read_only)
       error = EROFS;
+    else if (request.op == Op::kCopy)
+      error = EOPNOTSUPP;
     else
       error = execute(request);
   }

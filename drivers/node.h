@@ -29,7 +29,10 @@
 
 namespace vbdkit::drivers {
 
-enum class Op : uint8_t { kRead, kWrite, kFlush, kDiscard, kWriteZeroes };
+// kCopy carries no data: a job's filter on top of the graph (jobs/mirror_filter.h) brings the range
+// over to the job's target. To the scheduler it is a write, so that it never races a guest's; every
+// other node answers EOPNOTSUPP.
+enum class Op : uint8_t { kRead, kWrite, kFlush, kDiscard, kWriteZeroes, kCopy };
 
 // Request flags.
 inline constexpr uint8_t kFua = 1;       // durable on completion
@@ -59,6 +62,7 @@ struct Extent {
   uint64_t length = 0;     // bytes, > 0
   bool allocated = false;  // storage is assigned in this node or a parent
   bool zero = false;       // reads as zeroes
+  bool own = false;        // of a chain: the leaf itself holds it, as data or as zeroes
 };
 
 struct StatusRequest {

@@ -115,6 +115,7 @@ int RamNode::execute(const Request& request) {
       zero(request.offset, request.length);
       break;
     case Op::kFlush:
+    case Op::kCopy:
       break;
   }
   return 0;

@@ -236,6 +236,10 @@ void RawNode::submit(Request& request) {
     request.done(request, 0);
     return;
   }
+  if (request.op == Op::kCopy) {
+    request.done(request, EOPNOTSUPP);
+    return;
+  }
   request.owner = file_.get();
   ++file_->in_flight;
   switch (request.op) {
@@ -255,6 +259,8 @@ void RawNode::submit(Request& request) {
     case Op::kWriteZeroes:
       submit_write_zeroes(request);
       return;
+    case Op::kCopy:
+      break;
   }
 }
 

@@ -101,7 +101,7 @@ std::string ThrottleFilter::spec() const {
 
 void ThrottleFilter::submit(Request& request) {
   Lane& lane = lanes_[lane_of(request)];
-  if (request.op == Op::kFlush || (!limited_ && lane.queue.empty())) {
+  if (request.op == Op::kFlush || request.op == Op::kCopy || (!limited_ && lane.queue.empty())) {
     next().submit(request);
     return;
   }

@@ -2,7 +2,8 @@
 //
 // throttle: a filter that bounds requests and bytes per second, in total and for each direction,
 // with bursts. What must wait stands in line by direction, and the two lines take turns, so that
-// neither starves; a flush never waits, as it concerns completed requests only.
+// neither starves; a flush never waits, as it concerns completed requests only, nor does a job's
+// copy, which has a limit of its own.
 // While nothing is limited a request passes straight through; waiting allocates nothing.
 // The reactor's thread.
 #pragma once

@@ -40,6 +40,7 @@ void CacheFilter::submit(Request& request) {
       if (range_inside(request.offset, request.length, info().size.v)) forget(request);
       break;
     case Op::kFlush:
+    case Op::kCopy:
       break;
   }
   next().submit(request);

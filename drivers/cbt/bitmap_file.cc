@@ -256,7 +256,7 @@ DirtyBitmap::Run BitmapFile::run_at(uint64_t offset, uint64_t end) const {
 }
 
 // Until the pages are written the file marks more than it must, which is no harm.
-Result<void> BitmapFile::clear() {
+Result<void> BitmapFile::keep_only(const std::vector<Range>& ranges) {
   if (options_.read_only)
     return Error(ErrorKind::kPermission, "cbt: clear " + options_.path + ": opened read-only",
                  EROFS);
@@ -269,6 +269,7 @@ Result<void> BitmapFile::clear() {
     pages_[i]->fill(0);
     mark_page_dirty(i);
   }
+  for (const Range& range : ranges) mark(range.offset, range.length);
   return store();
 }
 

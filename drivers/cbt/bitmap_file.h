@@ -61,7 +61,7 @@ class BitmapFile final : public DirtyBitmap {
   const std::string& name() const override { return superblock_.name; }
   uint64_t granularity() const override { return superblock_.granularity; }
   Run run_at(uint64_t offset, uint64_t end) const override;
-  Result<void> clear() override;
+  Result<void> keep_only(const std::vector<Range>& ranges) override;
 
   bool read_only() const { return options_.read_only; }
   void on_recorded(void* owner, Recorded recorded) {

@@ -26,6 +26,7 @@ CbtFilter::CbtFilter(NodePtr next, NodeSpec spec, std::unique_ptr<BitmapFile> fi
 void CbtFilter::submit(Request& request) {
   switch (request.op) {
     case Op::kRead:
+    case Op::kCopy:
       break;
     case Op::kFlush:
       if (!info().read_only && file_->checkpoint(request)) return;

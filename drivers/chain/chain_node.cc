@@ -175,6 +175,9 @@ void ChainNode::submit(Request& request) {
     case Op::kWriteZeroes:
       issue_to_leaf(op, &Layer::write_zeroes);
       break;
+    case Op::kCopy:
+      op.error = EOPNOTSUPP;
+      break;
   }
   release(op);
 }
@@ -361,8 +364,9 @@ bool ChainNode::advance_status(Operation& op) {
   extent.length = std::min(run.length, op.end - op.cursor);
   extent.zero = run.source.kind() == Segment::Kind::kZero;
   extent.allocated = run.source.layer() != kNoLayer;
+  extent.own = run.source.layer() == 0;
   if (!extents.empty() && extents.back().zero == extent.zero &&
-      extents.back().allocated == extent.allocated) {
+      extents.back().allocated == extent.allocated && extents.back().own == extent.own) {
     extents.back().length += extent.length;
   } else {
     if (extents.size() >= std::max<size_t>(op.status->max_extents, 1)) return false;

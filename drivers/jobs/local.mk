@@ -4,6 +4,7 @@ libdrivers_la_SOURCES += \
   drivers/jobs/coalesce_job.h \
   drivers/jobs/coalesce_journal.cc \
   drivers/jobs/coalesce_journal.h \
+  drivers/jobs/chunk_bitmap.h \
   drivers/jobs/compare_job.cc \
   drivers/jobs/compare_job.h \
   drivers/jobs/copy_job.cc \
@@ -13,7 +14,9 @@ libdrivers_la_SOURCES += \
   drivers/jobs/job.h \
   drivers/jobs/job_buffer.h \
   drivers/jobs/map_job.cc \
-  drivers/jobs/map_job.h
+  drivers/jobs/map_job.h \
+  drivers/jobs/mirror_filter.cc \
+  drivers/jobs/mirror_filter.h
 
 if HAVE_GTEST
 check_PROGRAMS += drivers/jobs/jobs_test

@@ -261,6 +261,8 @@ int64_t Connection::issue(Command& c) {
     case Op::kWriteZeroes:
       return api_.nbd_aio_zero(h, c.length, c.offset, completion,
                                fua | (c.flags & kMayUnmap ? 0u : LIBNBD_CMD_FLAG_NO_HOLE));
+    case Op::kCopy:
+      break;  // refused by the node
   }
   return -1;
 }

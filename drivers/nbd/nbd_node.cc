@@ -64,7 +64,7 @@ void NbdNode::submit(Request& request) {
                     (request.offset | request.length) % info_.request_alignment != 0 ||
                     request.length > info_.max_transfer))
     error = EINVAL;
-  else if (request.op == Op::kDiscard && !info_.can_discard)
+  else if (request.op == Op::kCopy || (request.op == Op::kDiscard && !info_.can_discard))
     error = EOPNOTSUPP;
   else if (given_up_)
     error = EIO;
