@@ -29,6 +29,8 @@ class QueueThread {
   QueueThread(const QueueThread&) = delete;
   QueueThread& operator=(const QueueThread&) = delete;
 
+  // The image's properties have changed.
+  void set_info(const drivers::NodeInfo& info) { sink_->set_info(info); }
   blkif::QueueHost host() { return {*reactor_, *events_, *grants_, *sink_}; }
 
  private:

@@ -8,6 +8,7 @@ nbdtests = \
   tests/nbd/fio.sh \
   tests/nbd/qemu.sh \
   tests/nbd/serve.sh \
+  tests/nbd/settings.sh \
   tests/nbd/syscalls.sh \
   tests/nbd/tools.sh
 TESTS += $(nbdtests)
