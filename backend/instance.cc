@@ -148,10 +148,9 @@ void Instance::quit() {
   update_record();
   // From now on nobody can join: who has a disk for this image waits for our end.
   if (qmp_) qmp_->event("SHUTDOWN", R"({"guest":false,"reason":"host-qmp-quit"})");
-  for (; pauses_ > 0; --pauses_)
-    graph_->scheduler().resume();  // what waits for that could never drain
+  settings_->close();
   quit_waits_ = 2;
-  graph_->close([this] { finish_quit(); });
+  jobs_->shutdown([this] { graph_->close([this] { finish_quit(); }); });
   if (nbd_) {
     ++quit_waits_;
     nbd_->shutdown([this] { finish_quit(); }, kNbdDrain);

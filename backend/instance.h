@@ -21,7 +21,9 @@
 
 #include "backend/blkif/vbd.h"
 #include "backend/control/qmp_server.h"
+#include "backend/disk_settings.h"
 #include "backend/hook_link.h"
+#include "backend/jobs/job_table.h"
 #include "backend/live_graph.h"
 #include "backend/nbd/server.h"
 #include "backend/queue_thread.h"
@@ -98,8 +100,7 @@ class Instance {
   void attach_vbd(const control::Json& arguments, control::Reply reply);
   void detach_vbd(const control::Json& arguments, control::Reply reply);
   void query_instance(control::Reply reply) const;
-  void pause(control::Reply reply);
-  void resume(control::Reply reply);
+  void disk_resized();
 
   void let_go(blkif::Vbd& vbd);
   void vbd_gone(const std::string& backend);
@@ -140,10 +141,11 @@ class Instance {
   std::vector<std::unique_ptr<QueueThread>> threads_;
   std::map<std::string, VbdSlot> vbds_;  // by backend path
   blkif::Stats past_;                    // of VBDs that are gone
+  std::unique_ptr<jobs::JobTable> jobs_;
+  std::unique_ptr<DiskSettings> settings_;
   control::CommandTable commands_;
   std::unique_ptr<control::QmpServer> qmp_;
 
-  unsigned pauses_ = 0;
   std::optional<size_t> told_record_;  // a hash of the record that the hooks know
   bool managed_;                       // the daemon ends us with our last disk
   bool ends_when_unused_ = false;      // we do it ourselves

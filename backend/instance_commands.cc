@@ -6,6 +6,7 @@
 #include <string>
 
 #include "backend/instance.h"
+#include "backend/jobs/start_commands.h"
 #include "config.h"
 
 namespace vbdkit {
@@ -47,8 +48,8 @@ void Instance::add_commands() {
   });
   commands_.add("query-status", {}, [this](const Json&, Reply reply) {
     JsonWriter w;
-    w.begin_object().field("running", pauses_ == 0);
-    w.field("status", pauses_ == 0 ? "running" : "paused").end_object();
+    w.begin_object().field("running", !settings_->paused());
+    w.field("status", !settings_->paused() ? "running" : "paused").end_object();
     reply.value(w.take());
   });
   commands_.add("query-block", {},
@@ -57,6 +58,12 @@ void Instance::add_commands() {
                 [this](const Json&, Reply reply) { query_blockstats(std::move(reply)); });
   commands_.add("query-named-block-nodes", {"flat"},
                 [this](const Json&, Reply reply) { query_named_block_nodes(std::move(reply)); });
+  jobs_ = std::make_unique<jobs::JobTable>(jobs::JobContext{
+      reactor_, log_, *graph_, [this](std::string_view name, std::string_view data) {
+        if (qmp_) qmp_->event(name, data);
+      }});
+  jobs_->add_commands(commands_);
+  jobs::add_start_commands(commands_, *jobs_);
   commands_.add("quit", {}, [this](const Json&, Reply reply) {
     reply.ok();
     quit();
@@ -73,10 +80,17 @@ void Instance::add_commands() {
                 [this](const Json&, Reply reply) { activate(std::move(reply)); });
   commands_.add("x-vbdkit-deactivate", {},
                 [this](const Json&, Reply reply) { deactivate(std::move(reply)); });
-  commands_.add("x-vbdkit-pause", {},
-                [this](const Json&, Reply reply) { pause(std::move(reply)); });
-  commands_.add("x-vbdkit-resume", {},
-                [this](const Json&, Reply reply) { resume(std::move(reply)); });
+  settings_ = std::make_unique<DiskSettings>(reactor_, *graph_,
+                                             DiskSettings::Events{
+                                                 .resized = [this] { disk_resized(); },
+                                                 .state_changed = [this] { update_record(); },
+                                                 .resumed_by_time =
+                                                     [this] {
+                                                       if (qmp_)
+                                                         qmp_->event("X_VBDKIT_RESUMED", "{}");
+                                                     },
+                                             });
+  settings_->add_commands(commands_);
 }
 
 void Instance::query_block(Reply reply) const {
@@ -91,8 +105,12 @@ void Instance::query_block(Reply reply) const {
       .field("file", graph_->top().spec());
   w.field("ro", info.read_only).field("encrypted", false);
   w.field("backing_file_depth", uint64_t{0});
-  for (const char* limit : {"bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"})
-    w.field(limit, uint64_t{0});
+  const drivers::ThrottleLimits limits = settings_->limits();
+  for (const ThrottleArgument& argument : kThrottleArguments) {
+    const drivers::Limit& limit = limits.*argument.limit;
+    w.field(argument.rate, limit.rate);
+    if (limit.burst != 0) w.field(argument.burst, limit.burst);
+  }
   w.field("detect_zeroes", "off").field("write_threshold", uint64_t{0});
   w.key("cache").begin_object().field("writeback", info.volatile_cache);
   w.field("direct", false).field("no-flush", false).end_object();
@@ -191,18 +209,13 @@ void Instance::query_instance(Reply reply) const {
   reply.value(w.take());
 }
 
-void Instance::pause(Reply reply) {
-  if (quitting_) return reply.error("GenericError", "The instance is shutting down");
-  ++pauses_;
-  // std::function wants a copyable target.
-  graph_->scheduler().pause([held = std::make_shared<Reply>(std::move(reply))] { held->ok(); });
-}
-
-void Instance::resume(Reply reply) {
-  if (pauses_ == 0) return reply.error("GenericError", "The disk is not paused");
-  --pauses_;
-  graph_->scheduler().resume();
-  reply.ok();
+void Instance::disk_resized() {
+  for (const auto& thread : threads_) thread->set_info(graph_->top().info());
+  for (const auto& [backend, slot] : vbds_) slot.vbd->resized();
+  JsonWriter w;
+  w.begin_object().field("device", kDevice).field("size", graph_->top().info().size.v);
+  w.end_object();
+  qmp_->event("X_VBDKIT_RESIZED", w.take());
 }
 
 }  // namespace vbdkit

@@ -46,9 +46,9 @@ void Instance::write_identity(JsonWriter& w) const {
   w.field("virtual-size", graph_->top().info().size.v);
   w.field("shared", options_.shared)
       .field("managed", managed_)
-      .field("state", quitting_      ? "ending"
-                      : pauses_ == 0 ? "running"
-                                     : "paused");
+      .field("state", quitting_              ? "ending"
+                      : !settings_->paused() ? "running"
+                                             : "paused");
   w.field("qmp", runtime_->file("qmp.sock"));
   if (nbd_) w.field("nbd", nbd_->path());
   write_chain(w);

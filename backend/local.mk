@@ -15,7 +15,9 @@ TESTS += backend/remote_sink_test backend/scheduler_test
 backend_remote_sink_test_SOURCES = backend/remote_sink_test.cc
 backend_remote_sink_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 backend_remote_sink_test_LDADD = libscheduler.la $(GTEST_LIBS)
-backend_scheduler_test_SOURCES = backend/scheduler_test.cc
+backend_scheduler_test_SOURCES = \
+  backend/manual_reactor.h \
+  backend/scheduler_test.cc
 backend_scheduler_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 backend_scheduler_test_LDADD = libscheduler.la $(GTEST_LIBS)
 endif
@@ -24,6 +26,7 @@ include backend/xen/local.mk
 include backend/blkif/local.mk
 include backend/nbd/local.mk
 include backend/control/local.mk
+include backend/jobs/local.mk
 
 noinst_LTLIBRARIES += liblivegraph.la
 liblivegraph_la_SOURCES = \
@@ -55,6 +58,8 @@ vbdkit_backend_CPPFLAGS = $(AM_CPPFLAGS) -DVBDKIT_LIBEXECDIR='"$(pkglibexecdir)"
 vbdkit_backend_SOURCES = \
   backend/hook_link.cc \
   backend/hook_link.h \
+  backend/disk_settings.cc \
+  backend/disk_settings.h \
   backend/instance.cc \
   backend/instance.h \
   backend/instance_commands.cc \
@@ -64,5 +69,5 @@ vbdkit_backend_SOURCES = \
   backend/queue_thread.cc \
   backend/queue_thread.h
 vbdkit_backend_LDFLAGS = $(AM_LDFLAGS) $(BACKEND_LDFLAGS)
-vbdkit_backend_LDADD = libblkif.la libnbdserver.la libcontrol.la liblivegraph.la libdrivers.la libscheduler.la \
+vbdkit_backend_LDADD = libjobs.la libblkif.la libnbdserver.la libcontrol.la liblivegraph.la libdrivers.la libscheduler.la \
   libruntimedir.la libxenhandles.la libio.la libbase.la

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// Jobs on real images under a guest that writes all the time, steered by a QMP client.
+#include "backend/jobs/job_test_base.h"
+
+namespace vbdkit::jobs {
+namespace {
+
+struct Move {
+  const char* from;
+  const char* to;
+};
+
+class MirrorJobTest : public JobTest, public testing::WithParamInterface<Move> {};
+
+TEST_P(MirrorJobTest, ARunningDiskMovesToAnotherFormat) {
+  const auto [from, to] = GetParam();
+  const std::string source = from;
+  const std::string target = to;
+  create(source, "source");
+  create(target, "target");
+  open(source + ":" + path("source"));
+  for (uint64_t at = 0; at < kSize; at += 4 << 20)
+    fill(at, 1 << 20, static_cast<uint8_t>(at >> 22));
+  start_guest(11);
+  command("blockdev-mirror", R"({"device":"disk","job-id":"move","sync":"full","target":")" +
+                                 target + ":" + path("target") + "\"}");
+  const auto ready = event("BLOCK_JOB_READY");
+  EXPECT_EQ("mirror", ready.member("type").string());
+  EXPECT_EQ(ready.member("len").number(), ready.member("offset").number());
+  let_guest_write(500);
+  EXPECT_EQ(source + ":" + path("source"), graph_spec());
+  command("block-job-complete", R"({"device":"move"})");
+  const auto completed = event("BLOCK_JOB_COMPLETED");
+  EXPECT_TRUE(completed.member("error").is_null()) << completed.dump();
+  EXPECT_EQ(target + ":" + path("target"), graph_spec());
+  let_guest_write(500);
+  stop_guest();
+  const std::vector<uint8_t> model = guest_->model();
+  EXPECT_EQ("created running ready waiting pending ", "created " + statuses_);
+  event("JOB_STATUS_CHANGE");
+  close();
+  check(target, "target");
+  EXPECT_TRUE(image_content(target, "target") == model);
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, MirrorJobTest,
+                         testing::Values(Move{"raw", "qcow2"}, Move{"qcow2", "raw"},
+                                         Move{"vhd", "qcow2"}, Move{"qcow2", "vhd"}),
+                         [](const testing::TestParamInfo<Move>& test) {
+                           return std::string(test.param.from) + "To" + test.param.to;
+                         });
+
+class Jobs : public JobTest {};
+
+TEST_F(Jobs, MigrateSwitchesByItself) {
+  create("raw", "source");
+  create("raw", "target");
+  open("raw:" + path("source"));
+  start_guest(3);
+  command("x-vbdkit-migrate", R"({"target":"raw:)" + path("target") + "\"}");
+  event("BLOCK_JOB_COMPLETED");
+  stop_guest();
+  EXPECT_EQ("raw:" + path("target"), graph_spec());
+}
+
+TEST_F(Jobs, CancelledWhenReadyTheTargetIsACopyAndTheDiskStays) {
+  create("qcow2", "source");
+  open("qcow2:" + path("source"));
+  fill(1 << 20, 3 << 20, 7);
+  command("drive-mirror",
+          R"({"device":"disk","sync":"full","format":"raw","target":")" + path("copy") + "\"}");
+  event("BLOCK_JOB_READY");
+  fill(4 << 20, 1 << 20, 9);
+  const std::vector<uint8_t> then = read_all();
+  command("block-job-cancel", R"({"device":"disk"})");
+  EXPECT_TRUE(event("BLOCK_JOB_COMPLETED").member("error").is_null());
+  EXPECT_EQ("qcow2:" + path("source"), graph_spec());
+  fill(8 << 20, 1 << 20, 5);
+  EXPECT_TRUE(image_content("raw", "copy") == then);
+}
+
+TEST_F(Jobs, ASecondJobIsRefusedByTheNameOfTheFirst) {
+  create("raw", "source");
+  open("raw:" + path("source"));
+  fill(0, 8 << 20, 1);
+  command("drive-mirror", R"({"device":"disk","job-id":"first","sync":"full","speed":65536,)"
+                          R"("format":"raw","target":")" +
+                              path("a") + "\"}");
+  const std::string why =
+      refusal("drive-mirror",
+              R"({"device":"disk","job-id":"second","sync":"full","target":")" + path("b") + "\"}");
+  EXPECT_NE(std::string::npos, why.find("'first'")) << why;
+  EXPECT_FALSE(std::filesystem::exists(path("b")));
+  const auto jobs = command("query-block-jobs");
+  ASSERT_EQ(1u, jobs.size());
+  EXPECT_EQ("first", jobs.at(0).member("device").string());
+  EXPECT_EQ(65536u, jobs.at(0).member("speed").number());
+  EXPECT_EQ("running", jobs.at(0).member("status").string());
+  command("job-pause", R"({"id":"first"})");
+  EXPECT_EQ("paused", command("query-jobs").at(0).member("status").string());
+  EXPECT_NE("", refusal("block-job-complete", R"({"device":"first"})"));
+  command("block-job-set-speed", R"({"device":"first","speed":0})");
+  command("job-resume", R"({"id":"first"})");
+  event("BLOCK_JOB_READY");
+  command("job-cancel", R"({"id":"first"})");
+  event("BLOCK_JOB_CANCELLED");
+  event("JOB_STATUS_CHANGE");
+  event("JOB_STATUS_CHANGE");
+  EXPECT_EQ(0u, command("query-jobs").size());
+}
+
+TEST_F(Jobs, AJobThatIsNotDismissedIsThereForWhoAsksLater) {
+  create("raw", "source");
+  open("raw:" + path("source"));
+  start_guest(5);
+  shell("truncate -s 24M " + path("target"));
+  command("blockdev-mirror", R"({"device":"disk","job-id":"m","sync":"full","auto-dismiss":false,)"
+                             R"("target":"raw:)" +
+                                 path("target") + "\"}");
+  event("BLOCK_JOB_READY");
+  command("job-cancel", R"({"id":"m"})");
+  event("BLOCK_JOB_CANCELLED");
+  event("JOB_STATUS_CHANGE");
+  EXPECT_EQ("concluded", command("query-jobs").at(0).member("status").string());
+  command("job-dismiss", R"({"id":"m"})");
+  EXPECT_EQ(0u, command("query-jobs").size());
+  stop_guest();
+}
+
+TEST_F(Jobs, BackupKeepsThePointInTimeUnderLoad) {
+  create("qcow2", "source");
+  open("qcow2:" + path("source"));
+  for (uint64_t at = 0; at < kSize; at += 2 << 20)
+    fill(at, 1 << 20, static_cast<uint8_t>(1 + (at >> 21)));
+  const std::vector<uint8_t> then = read_all();
+  // The load begins behind the start of the job, which takes the moment.
+  command("drive-backup", R"({"device":"disk","job-id":"b","sync":"full","speed":4194304,)"
+                          R"("format":"raw","target":")" +
+                              path("backup") + "\"}");
+  while (command("query-block-jobs").at(0).member("len").number() == 0u) {
+  }
+  start_guest(9);
+  let_guest_write(1000);
+  command("block-job-set-speed", R"({"device":"b","speed":0})");
+  EXPECT_TRUE(event("BLOCK_JOB_COMPLETED").member("error").is_null());
+  stop_guest();
+  EXPECT_TRUE(image_content("raw", "backup") == then);
+}
+
+TEST_F(Jobs, AnIncrementalBackupBringsTheLastOneUpToDate) {
+  create("raw", "source");
+  create("raw", "backup");
+  open("cbt:name=b,file=" + path("cbt") + "|raw:" + path("source"));
+  const std::string full =
+      R"({"device":"disk","sync":"full","target":"raw:)" + path("backup") + "\"}";
+  const std::string incremental =
+      R"({"device":"disk","sync":"incremental","bitmap":"b","target":"raw:)" + path("backup") +
+      "\"}";
+  fill(0, 4 << 20, 1);
+  command("blockdev-backup", full);
+  event("BLOCK_JOB_COMPLETED");
+  command("block-dirty-bitmap-clear", R"({"node":"disk","name":"b"})");
+  fill(6 << 20, 1 << 20, 2);
+  command("blockdev-backup", incremental);
+  const auto completed = event("BLOCK_JOB_COMPLETED");
+  EXPECT_TRUE(completed.member("error").is_null()) << completed.dump();
+  EXPECT_EQ(1u << 20, completed.member("len").number()) << "no more than was changed is copied";
+  EXPECT_TRUE(image_content("raw", "backup") == read_all());
+  fill(0, 64 << 10, 3);
+  command("blockdev-backup", incremental);
+  EXPECT_EQ(64u << 10, event("BLOCK_JOB_COMPLETED").member("len").number());
+  EXPECT_TRUE(image_content("raw", "backup") == read_all());
+}
+
+TEST_F(Jobs, WhatDoesNotFitIsRefusedBeforeAnythingIsDone) {
+  create("raw", "source");
+  open("raw:" + path("source"));
+  shell("truncate -s 48M " + path("large"));
+  EXPECT_NE(std::string::npos,
+            refusal("blockdev-mirror",
+                    R"({"device":"disk","sync":"full","target":"raw:)" + path("large") + "\"}")
+                .find("keeps its size"));
+  EXPECT_NE("", refusal("blockdev-mirror",
+                        R"({"device":"disk","sync":"full","target":"raw:)" + path("none") + "\"}"));
+  EXPECT_NE("", refusal("blockdev-mirror", R"({"device":"other","sync":"full","target":"x"})"));
+  EXPECT_NE("", refusal("blockdev-backup",
+                        R"({"device":"disk","sync":"incremental","bitmap":"no","target":"raw:)" +
+                            path("large") + "\"}"));
+  EXPECT_EQ(0u, command("query-jobs").size());
+}
+
+TEST_F(Jobs, AnInstanceThatEndsCancelsItsJobs) {
+  create("raw", "source");
+  open("raw:" + path("source"));
+  fill(0, 8 << 20, 1);
+  command("drive-mirror", R"({"device":"disk","sync":"full","speed":65536,"format":"raw",)"
+                          R"("target":")" +
+                              path("a") + "\"}");
+  close();
+}
+
+}  // namespace
+}  // namespace vbdkit::jobs

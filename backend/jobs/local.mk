@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+noinst_LTLIBRARIES += libjobs.la
+libjobs_la_SOURCES = \
+  backend/jobs/backup_job.cc \
+  backend/jobs/backup_job.h \
+  backend/jobs/block_job.cc \
+  backend/jobs/block_job.h \
+  backend/jobs/copy_pump.cc \
+  backend/jobs/copy_pump.h \
+  backend/jobs/job_table.cc \
+  backend/jobs/job_table.h \
+  backend/jobs/mirror_job.cc \
+  backend/jobs/mirror_job.h \
+  backend/jobs/start_commands.cc \
+  backend/jobs/start_commands.h
+libjobs_la_LIBADD = liblivegraph.la libcontrol.la libdrivers.la
+
+if HAVE_GTEST
+check_PROGRAMS += backend/jobs/jobs_test backend/jobs/mirror_filter_test
+TESTS += backend/jobs/jobs_test backend/jobs/mirror_filter_test
+backend_jobs_jobs_test_SOURCES = \
+  backend/jobs/job_test_base.h \
+  backend/jobs/jobs_test.cc
+backend_jobs_jobs_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+backend_jobs_jobs_test_LDADD = libjobs.la $(GTEST_LIBS)
+backend_jobs_mirror_filter_test_SOURCES = \
+  backend/jobs/mirror_filter_test.cc \
+  backend/manual_reactor.h
+backend_jobs_mirror_filter_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+backend_jobs_mirror_filter_test_LDADD = libdrivers.la libscheduler.la $(GTEST_LIBS)
+endif

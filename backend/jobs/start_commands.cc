@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "backend/jobs/start_commands.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <initializer_list>
+#include <utility>
+
+#include "backend/jobs/backup_job.h"
+#include "backend/jobs/mirror_job.h"
+#include "drivers/dirty_bitmap.h"
+#include "drivers/image_format.h"
+#include "drivers/registry.h"
+
+namespace vbdkit::jobs {
+
+using control::Json;
+using control::Reply;
+
+namespace {
+
+constexpr const char* kDevice = "disk";
+
+Error invalid(std::string message) { return Error(ErrorKind::kInvalid, std::move(message)); }
+
+// An argument that may have only this value, as nothing else can be done.
+Result<void> only(const Json& given, const char* key, std::string_view value) {
+  const auto text = given.member(key).string();
+  const auto flag = given.member(key).boolean();
+  if (given.member(key).is_null() || (text && *text == value) ||
+      (flag && (value == "true") == *flag && (value == "true" || value == "false")))
+    return {};
+  return Error(ErrorKind::kUnsupported,
+               std::string("Parameter '") + key + "' can only be " + std::string(value));
+}
+
+Result<std::string> required(const Json& given, const char* key) {
+  auto value = given.member(key).string();
+  if (!value || value->empty()) return invalid(std::string("Parameter '") + key + "' is missing");
+  return *std::move(value);
+}
+
+// What all jobs take.
+constexpr std::string_view kCommon[] = {
+    "job-id",          "device",          "target",        "sync",         "speed",
+    "on-source-error", "on-target-error", "auto-finalize", "auto-dismiss", "filter-node-name"};
+
+std::vector<std::string_view> with_common(std::initializer_list<std::string_view> more) {
+  std::vector<std::string_view> all(std::begin(kCommon), std::end(kCommon));
+  all.insert(all.end(), more);
+  return all;
+}
+
+Result<JobSettings> settings_of(const Json& given, const JobTable& jobs) {
+  JobSettings settings;
+  settings.id = given.member("job-id").string().value_or(kDevice);
+  const std::string device = given.member("device").string().value_or(kDevice);
+  if (device != kDevice)
+    return Error(ErrorKind::kNotFound,
+                 "Cannot find device='" + device + "' nor node-name='" + device + "'");
+  if (!given.member("speed").is_null()) {
+    const auto speed = given.member("speed").number();
+    if (!speed) return invalid("Parameter 'speed' expects a non-negative number");
+    settings.speed = *speed;
+  }
+  settings.auto_dismiss = given.member("auto-dismiss").boolean().value_or(true);
+  VBDKIT_TRY(only(given, "auto-finalize", "true"));
+  VBDKIT_TRY(only(given, "on-source-error", "report"));
+  VBDKIT_TRY(only(given, "on-target-error", "report"));
+  VBDKIT_TRY(jobs.admit(settings.id));
+  return settings;
+}
+
+Result<Sync> sync_of(const Json& given, std::string_view fallback) {
+  const std::string name = given.member("sync").string().value_or(std::string(fallback));
+  if (name == "full") return Sync::kFull;
+  if (name == "top") return Sync::kTop;
+  if (name == "none") return Sync::kNone;
+  if (name == "incremental") return Sync::kIncremental;
+  return invalid("Parameter 'sync' does not accept value '" + name + "'");
+}
+
+Result<JobTarget> open_spec(const JobTable& jobs, const std::string& spec) {
+  VBDKIT_ASSIGN(const drivers::GraphSpec graph, drivers::parse_graph(spec));
+  const JobContext& context = jobs.context();
+  JobTarget target;
+  VBDKIT_ASSIGN(target.node, drivers::open_graph(graph, {context.reactor, context.log, {}}));
+  return target;
+}
+
+std::string top_format(const JobTable& jobs) {
+  return std::string(jobs.context().graph.image().driver());
+}
+
+// The file of a drive-… command: made where it is wanted so.
+Result<JobTarget> open_file(const JobTable& jobs, const Json& given, Sync sync) {
+  VBDKIT_ASSIGN(const std::string path, required(given, "target"));
+  const std::string format = given.member("format").string().value_or(top_format(jobs));
+  const std::string mode = given.member("mode").string().value_or("absolute-paths");
+  const drivers::ImageFormat* const images = drivers::find_image_format(format);
+  if (images == nullptr)
+    return invalid("Parameter 'format': '" + format + "' is not known for images");
+  const drivers::GraphSpec spec{{drivers::NodeSpec{format, path, {}}}};
+  if (mode == "existing") return open_spec(jobs, spec.to_string());
+  if (mode != "absolute-paths")
+    return invalid("Parameter 'mode' does not accept value '" + mode + "'");
+  const LiveGraph& graph = jobs.context().graph;
+  drivers::CreateRequest create;
+  create.path = path;
+  create.size = graph.image().info().size;
+  if (sync == Sync::kTop) {
+    const drivers::ChainNode* const chain = graph.chain();
+    if (chain == nullptr || chain->chain().paths.size() < 2)
+      return invalid("Parameter 'sync': the disk has no parent, so 'top' is all of it");
+    create.parent = chain->chain().paths[1];
+    create.parent_format = chain->chain().layers[1]->info().format;
+  }
+  VBDKIT_TRY(images->create(create));
+  auto target = open_spec(jobs, spec.to_string());
+  if (target)
+    target->zero = true;
+  else
+    ::unlink(path.c_str());
+  return target;
+}
+
+using OpenTarget = Result<JobTarget> (*)(const JobTable&, const Json&, Sync);
+
+Result<JobTarget> open_target_spec(const JobTable& jobs, const Json& given, Sync) {
+  VBDKIT_ASSIGN(const std::string spec, required(given, "target"));
+  return open_spec(jobs, spec);
+}
+
+Result<void> start_mirror(JobTable& jobs, const Json& given, OpenTarget open, bool migrate) {
+  VBDKIT_ASSIGN(JobSettings settings, settings_of(given, jobs));
+  VBDKIT_TRY(only(given, "copy-mode", "write-blocking"));
+  settings.auto_complete = migrate;
+  VBDKIT_ASSIGN(const Sync sync, sync_of(given, "full"));
+  if (sync == Sync::kIncremental)
+    return invalid("Parameter 'sync' of a mirror does not accept value 'incremental'");
+  VBDKIT_ASSIGN(JobTarget target, open(jobs, given, sync));
+  VBDKIT_ASSIGN(auto job,
+                MirrorJob::create(jobs.context(), std::move(settings), std::move(target), sync));
+  jobs.start(std::move(job));
+  return {};
+}
+
+Result<void> start_backup(JobTable& jobs, const Json& given, OpenTarget open) {
+  VBDKIT_ASSIGN(JobSettings settings, settings_of(given, jobs));
+  VBDKIT_TRY(only(given, "compress", "false"));
+  BackupJob::Options options;
+  VBDKIT_ASSIGN(options.sync, sync_of(given, "full"));
+  if (options.sync == Sync::kNone)
+    return Error(ErrorKind::kUnsupported, "Parameter 'sync' can only be full, top or incremental");
+  if (options.sync == Sync::kIncremental) {
+    VBDKIT_ASSIGN(options.bitmap, required(given, "bitmap"));
+    const std::string mode = given.member("bitmap-mode").string().value_or("on-success");
+    if (mode != "on-success" && mode != "never")
+      return invalid("Parameter 'bitmap-mode' can only be on-success or never");
+    options.clear_bitmap = mode == "on-success";
+  } else if (!given.member("bitmap").is_null()) {
+    return invalid("Parameter 'bitmap' goes with sync=incremental");
+  }
+  VBDKIT_ASSIGN(JobTarget target, open(jobs, given, options.sync));
+  VBDKIT_ASSIGN(auto job, BackupJob::create(jobs.context(), std::move(settings), std::move(target),
+                                            std::move(options)));
+  jobs.start(std::move(job));
+  return {};
+}
+
+void clear_bitmap(JobTable& jobs, const Json& given, Reply reply) {
+  const auto name = required(given, "name");
+  if (!name) return reply.error(name.error());
+  if (const auto free = jobs.admit("bitmap"); !free) return reply.error(free.error());
+  jobs.context().graph.change(
+      [name = *name](drivers::NodePtr& top) -> Result<void> {
+        drivers::DirtyBitmap* const bitmap = drivers::find_dirty_bitmap(*top, name);
+        if (bitmap == nullptr)
+          return Error(ErrorKind::kInvalid, "Dirty bitmap '" + name + "' not found");
+        return bitmap->clear();
+      },
+      [held = std::make_shared<Reply>(std::move(reply))](Result<void> result) {
+        if (result)
+          held->ok();
+        else
+          held->error(result.error());
+      });
+}
+
+}  // namespace
+
+void add_start_commands(control::CommandTable& commands, JobTable& jobs) {
+  const auto add = [&commands](const char* name, std::vector<std::string_view> arguments,
+                               std::function<Result<void>(const Json&)> start) {
+    commands.add(name, std::move(arguments),
+                 [start = std::move(start)](const Json& given, Reply reply) {
+                   if (const auto started = start(given); !started)
+                     reply.error(started.error());
+                   else
+                     reply.ok();
+                 });
+  };
+  add("blockdev-mirror", with_common({"copy-mode"}),
+      [&jobs](const Json& given) { return start_mirror(jobs, given, open_target_spec, false); });
+  add("x-vbdkit-migrate", with_common({}),
+      [&jobs](const Json& given) { return start_mirror(jobs, given, open_target_spec, true); });
+  add("drive-mirror", with_common({"format", "mode", "copy-mode"}),
+      [&jobs](const Json& given) { return start_mirror(jobs, given, open_file, false); });
+  add("blockdev-backup", with_common({"bitmap", "bitmap-mode", "compress"}),
+      [&jobs](const Json& given) { return start_backup(jobs, given, open_target_spec); });
+  add("drive-backup", with_common({"format", "mode", "bitmap", "bitmap-mode", "compress"}),
+      [&jobs](const Json& given) { return start_backup(jobs, given, open_file); });
+  commands.add(
+      "block-dirty-bitmap-clear", {"node", "name"},
+      [&jobs](const Json& given, Reply reply) { clear_bitmap(jobs, given, std::move(reply)); });
+}
+
+}  // namespace vbdkit::jobs
