@@ -36,6 +36,7 @@ EXTRA_DIST += \
   libxl-plugin/README.md \
   libxl-plugin/test_plugin.c \
   xen-patches/4.17 \
+  xen-patches/4.20 \
   xen-patches/README.md \
   xen-patches/build-xen
 
