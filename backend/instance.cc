@@ -34,6 +34,8 @@ Result<void> Instance::open(Fd control) {
                                                                  .shared = options_.shared}}));
   graph_ = std::make_unique<LiveGraph>(reactor_, std::move(top));
   graph_->on_changed([this] { graph_changed(); });
+  live_.emplace(reactor_, log_, *graph_,
+                drivers::OpenOptions{.read_only = options_.read_only, .shared = options_.shared});
 
   VBDKIT_ASSIGN(RuntimeDir runtime, RuntimeDir::claim(options_.runtime_dir));
   runtime_.emplace(std::move(runtime));
@@ -48,6 +50,7 @@ Result<void> Instance::open(Fd control) {
                                             std::move(nbd), log_));
   }
   add_commands();
+  live_->add_to(commands_);
   VBDKIT_ASSIGN(
       qmp_, control::QmpServer::create(reactor_, log_, commands_,
                                        {.path = runtime_->file("qmp.sock"), .version = VERSION}));

@@ -24,6 +24,7 @@
 #include "backend/disk_settings.h"
 #include "backend/hook_link.h"
 #include "backend/jobs/job_table.h"
+#include "backend/live_commands.h"
 #include "backend/live_graph.h"
 #include "backend/nbd/server.h"
 #include "backend/queue_thread.h"
@@ -133,6 +134,7 @@ class Instance {
 
   std::optional<RuntimeDir> runtime_;
   std::unique_ptr<LiveGraph> graph_;
+  std::optional<LiveCommands> live_;
   std::optional<nbd::SchedulerStatus> nbd_status_;
   std::unique_ptr<nbd::Server> nbd_;
   std::unique_ptr<xen::XenStore> store_;

@@ -142,6 +142,13 @@ void LiveGraph::end(Result<void> result) {
   if (change.done) change.done(std::move(result));
 }
 
+drivers::NodePtr LiveGraph::replace(drivers::NodePtr& top, drivers::Node& old,
+                                    drivers::NodePtr fresh) {
+  if (top.get() == &old) return std::exchange(top, std::move(fresh));
+  drivers::Node* const over = above(*top, [&](auto& n) { return &n == &old; });
+  return over == nullptr ? std::move(fresh) : over->exchange_next(std::move(fresh));
+}
+
 void LiveGraph::insert_filter(Place place, MakeFilter make, Done done) {
   change(
       [this, place, make = std::move(make)](drivers::NodePtr& top) -> Result<void> {

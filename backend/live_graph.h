@@ -64,6 +64,10 @@ class LiveGraph {
   void change(std::function<Result<void>(drivers::NodePtr& top)> apply, Done done) {
     change({.apply = std::move(apply), .done = std::move(done)});
   }
+  // For `apply`: puts a node in the place of one that is in the graph, and gives that one out.
+  // Where that is not in the graph, gives out the new one.
+  static drivers::NodePtr replace(drivers::NodePtr& top, drivers::Node& old,
+                                  drivers::NodePtr fresh);
   void insert_filter(Place place, MakeFilter make, Done done);
   // Takes the node out; what stood beneath it takes its place. kNotFound where it is not there.
   void remove_filter(drivers::Node& filter, Done done);

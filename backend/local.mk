@@ -35,8 +35,13 @@ liblivegraph_la_SOURCES = \
 liblivegraph_la_LIBADD = libscheduler.la libdrivers.la
 
 if HAVE_GTEST
-check_PROGRAMS += backend/live_graph_test
-TESTS += backend/live_graph_test
+check_PROGRAMS += backend/live_chain_test backend/live_graph_test
+TESTS += backend/live_chain_test backend/live_graph_test
+backend_live_chain_test_SOURCES = \
+  backend/live_chain_test.cc \
+  drivers/vhd/test_image.h
+backend_live_chain_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+backend_live_chain_test_LDADD = liblivegraph.la $(GTEST_LIBS)
 backend_live_graph_test_SOURCES = backend/live_graph_test.cc
 backend_live_graph_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 backend_live_graph_test_LDADD = liblivegraph.la $(GTEST_LIBS)
@@ -65,6 +70,8 @@ vbdkit_backend_SOURCES = \
   backend/instance_commands.cc \
   backend/instance_lifetime.cc \
   backend/instance_record.cc \
+  backend/live_commands.cc \
+  backend/live_commands.h \
   backend/main.cc \
   backend/queue_thread.cc \
   backend/queue_thread.h

@@ -24,19 +24,48 @@ constexpr off_t kHoldsResize = 103;
 constexpr off_t kDeniesRead = 200;
 constexpr off_t kDeniesWrite = 201;
 constexpr off_t kDeniesResize = 203;
+// Ours, beyond what QEMU has.
+constexpr off_t kMerging = 300;
+constexpr off_t kYields = 301;
 
 // What a mode says about itself (read-locked), and what it may not find with others.
 struct LockBytes {
-  std::array<off_t, 3> hold;
-  std::array<off_t, 2> conflict;
+  std::array<off_t, 5> hold;  // ascending; the last may be repeated
+  std::array<off_t, 4> conflict;
 };
 
-constexpr LockBytes kReaderBytes = {{kHoldsRead, kDeniesWrite, kDeniesResize},
-                                    {kHoldsWrite, kHoldsResize}};
-constexpr LockBytes kSharedReaderBytes = {{kHoldsRead, kHoldsRead, kHoldsRead},
-                                          {kDeniesRead, kDeniesRead}};
-constexpr LockBytes kSharedWriterBytes = {{kHoldsRead, kHoldsWrite, kHoldsWrite},
-                                          {kDeniesRead, kDeniesWrite}};
+constexpr LockBytes kReaderBytes = {
+    {kHoldsRead, kDeniesWrite, kDeniesResize, kDeniesResize, kDeniesResize},
+    {kHoldsWrite, kHoldsResize, kHoldsResize, kHoldsResize}};
+constexpr LockBytes kSharedReaderBytes = {
+    {kHoldsRead, kHoldsRead, kHoldsRead, kHoldsRead, kHoldsRead},
+    {kDeniesRead, kDeniesRead, kDeniesRead, kDeniesRead}};
+constexpr LockBytes kSharedWriterBytes = {
+    {kHoldsRead, kHoldsWrite, kHoldsWrite, kHoldsWrite, kHoldsWrite},
+    {kDeniesRead, kDeniesWrite, kDeniesWrite, kDeniesWrite}};
+// Not kHoldsRead: by that a coalescer knows those who do not yield to it.
+constexpr LockBytes kYieldingReaderBytes = {{kYields, kYields, kYields, kYields, kYields},
+                                            {kDeniesRead, kDeniesRead, kDeniesRead, kDeniesRead}};
+constexpr LockBytes kCoalescerBytes = {
+    {kHoldsWrite, kHoldsResize, kDeniesWrite, kDeniesResize, kDeniesResize},
+    {kHoldsRead, kHoldsWrite, kHoldsResize, kDeniesWrite}};
+
+const LockBytes& bytes_of(LockMode mode) {
+  switch (mode) {
+    case LockMode::kSharedReader:
+      return kSharedReaderBytes;
+    case LockMode::kSharedWriter:
+      return kSharedWriterBytes;
+    case LockMode::kYieldingReader:
+      return kYieldingReaderBytes;
+    case LockMode::kCoalescer:
+      return kCoalescerBytes;
+    case LockMode::kReader:
+    case LockMode::kWriter:
+      break;
+  }
+  return kReaderBytes;
+}
 
 struct flock range(short type, off_t start, off_t length) {
   struct flock l {};
@@ -119,7 +148,14 @@ Result<void> set(int fd, const std::string& path, struct flock l) {
 // First say what this opener does, then look at the others: of two that race, at least one sees
 // the other.
 Result<void> lock_bytes(int fd, const std::string& path, const LockBytes& bytes) {
-  for (off_t byte : bytes.hold) VBDKIT_TRY(set(fd, path, range(F_RDLCK, byte, 1)));
+  off_t from = 0;
+  for (off_t byte : bytes.hold) {
+    VBDKIT_TRY(set(fd, path, range(F_RDLCK, byte, 1)));
+    // What an earlier lock had in between.
+    if (byte > from) VBDKIT_TRY(set(fd, path, range(F_UNLCK, from, byte - from)));
+    from = byte + 1;
+  }
+  VBDKIT_TRY(set(fd, path, range(F_UNLCK, from, 0)));
   for (off_t byte : bytes.conflict) {
     struct flock l = range(F_WRLCK, byte, 1);
     if (fcntl(fd, F_OFD_GETLK, &l) != 0) return cannot(errno, path);
@@ -132,13 +168,20 @@ Result<void> lock_bytes(int fd, const std::string& path, const LockBytes& bytes)
 
 Result<void> lock_image(int fd, const std::string& path, LockMode mode) {
   if (mode == LockMode::kWriter) return set(fd, path, range(F_WRLCK, 0, 0));
-  unlock_image(fd);
-  const LockBytes& bytes = mode == LockMode::kReader         ? kReaderBytes
-                           : mode == LockMode::kSharedReader ? kSharedReaderBytes
-                                                             : kSharedWriterBytes;
-  auto locked = lock_bytes(fd, path, bytes);
+  auto locked = lock_bytes(fd, path, bytes_of(mode));
   if (!locked) unlock_image(fd);
   return locked;
+}
+
+Result<void> mark_merging(int fd, const std::string& path) {
+  return set(fd, path, range(F_WRLCK, kMerging, 1));
+}
+
+bool is_merging(const std::string& path) {
+  const auto fd = Fd::open(path, O_RDONLY | O_NONBLOCK);
+  struct flock l = range(F_RDLCK, kMerging, 1);
+  return fd && fcntl(fd->get(), F_OFD_GETLK, &l) == 0 && l.l_type == F_WRLCK &&
+         l.l_start == kMerging && l.l_len == 1;
 }
 
 void unlock_image(int fd) {

@@ -19,11 +19,21 @@ enum class LockMode {
   kWriter,        // nobody else
   kSharedReader,  // others may do what they like, if they share too
   kSharedWriter,
+  // Others may read, and one may be a coalescer. Forbids nothing; the coalescer does.
+  kYieldingReader,
+  // Writes what those who read (kYieldingReader) do not see: merges a layer that covers it. Nobody
+  // else may have the image open.
+  kCoalescer,
 };
 
-// Replaces the lock that `fd` has. The error names the path and, where it can be found, the process
-// that is in the way.
+// Replaces the lock that `fd` has; from a writer to a reader without a time in between in which
+// there is none. Where it fails, there is none. The error names the path and, where it can be
+// found, the process that is in the way.
 [[gnu::cold]] Result<void> lock_image(int fd, const std::string& path, LockMode mode);
 void unlock_image(int fd);
+
+// Says of an image that it is being merged into its parent; and asks whether somebody says so.
+[[gnu::cold]] Result<void> mark_merging(int fd, const std::string& path);
+bool is_merging(const std::string& path);
 
 }  // namespace vbdkit::drivers

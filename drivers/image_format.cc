@@ -132,10 +132,13 @@ ChainFacts inspect_chain(const std::string& path, const std::string& format) {
 }
 
 Result<ImageLock> ImageLock::take(const std::string& path, LockMode mode) {
-  const bool writes = mode == LockMode::kWriter || mode == LockMode::kSharedWriter;
-  VBDKIT_ASSIGN(Fd fd, Fd::open(path, (writes ? O_RDWR : O_RDONLY) | O_NONBLOCK));
+  // A lock that keeps others out must be on a file opened for writing, and may become one later.
+  auto opened = Fd::open(path, O_RDWR | O_NONBLOCK);
+  const bool writes = mode != LockMode::kReader && mode != LockMode::kSharedReader;
+  if (!opened && !writes) opened = Fd::open(path, O_RDONLY | O_NONBLOCK);
+  VBDKIT_ASSIGN(Fd fd, std::move(opened));
   VBDKIT_TRY(lock_image(fd.get(), path, mode));
-  return ImageLock(std::move(fd));
+  return ImageLock(std::move(fd), path);
 }
 
 }  // namespace vbdkit::drivers

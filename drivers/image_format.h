@@ -139,10 +139,15 @@ class ImageLock {
  public:
   // The error reads "lock PATH: in use by process 4711 (qemu)".
   static Result<ImageLock> take(const std::string& path, LockMode mode);
+  // Another one instead; where that fails there is none.
+  Result<void> change(LockMode mode) { return lock_image(fd_.get(), path_, mode); }
+  // Of a file opened for writing: says that it is being merged into its parent.
+  Result<void> mark_merging() { return vbdkit::drivers::mark_merging(fd_.get(), path_); }
 
  private:
-  explicit ImageLock(Fd fd) : fd_(std::move(fd)) {}
+  ImageLock(Fd fd, std::string path) : fd_(std::move(fd)), path_(std::move(path)) {}
   Fd fd_;
+  std::string path_;
 };
 
 }  // namespace vbdkit::drivers

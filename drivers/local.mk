@@ -10,6 +10,8 @@ libdrivers_la_SOURCES = \
   drivers/file_probe.h \
   drivers/image_forest.cc \
   drivers/image_forest.h \
+  drivers/image_snapshot.cc \
+  drivers/image_snapshot.h \
   drivers/image_format.cc \
   drivers/image_format.h \
   drivers/iov.h \

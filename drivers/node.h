@@ -87,6 +87,13 @@ struct NodeInfo {
   bool rotational = false;
 };
 
+// Who else may have the storage of a node open.
+enum class Sharing : uint8_t {
+  kAsOpened,
+  kReaders,    // of a node that writes, and writes no more: others may read
+  kCoalescer,  // of a parent: whoever merges another layer of our chain into it may write
+};
+
 class DirtyBitmap;   // dirty_bitmap.h
 struct StoredImage;  // stored_image.h
 class Node;
@@ -111,6 +118,9 @@ class Node {
   virtual Result<void> resize(Bytes size) = 0;
   // Opens the same thing anew (another descriptor, other flags) without losing requests in flight.
   virtual Result<void> reopen(bool read_only) = 0;
+  // Lets others use the storage too, or no longer so, without closing it. Nothing where there are
+  // no locks. What fails changes nothing.
+  virtual Result<void> share(Sharing) { return {}; }
 
   // The next node towards the storage, or nullptr for a leaf.
   virtual Node* next_node() { return nullptr; }

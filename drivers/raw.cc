@@ -68,6 +68,7 @@ class RawNode final : public Node, private BouncePool::Client {
       : spec_(spec),
         options_(options),
         shared_(context.options.shared),
+        child_(context.options.child),
         ignore_flush_(context.options.ignore_flush),
         reactor_(context.reactor),
         log_(context.log),
@@ -89,6 +90,7 @@ class RawNode final : public Node, private BouncePool::Client {
   Result<void> reopen(bool read_only) override;
   std::string identity() const override;
   void list_images(std::vector<StoredImage>& images) const override;
+  Result<void> share(Sharing sharing) override;
 
  private:
   const std::string& path() const { return spec_.path; }
@@ -111,11 +113,13 @@ class RawNode final : public Node, private BouncePool::Client {
   const NodeSpec spec_;
   const RawOptions options_;
   const bool shared_;
+  const std::string child_;  // OpenOptions::child
   const bool ignore_flush_;
   io::Reactor& reactor_;
   const Logger& log_;
   NodeInfo info_;
   std::unique_ptr<RawFile> file_;
+  Sharing sharing_ = Sharing::kAsOpened;
   std::vector<std::unique_ptr<RawFile>> retired_;  // replaced by a reopen, with requests in flight
   Fd claim_;  // keeps the system from mounting a block device that a guest writes
   // What fallocate(2) answered EOPNOTSUPP to is not asked again.
@@ -147,9 +151,33 @@ Result<void> RawNode::take_locks(const RawFile& file) {
                    "open " + path() + ": the device is mounted, or part of another device", EBUSY);
     VBDKIT_ASSIGN(claim_, std::move(fd));
   }
-  VBDKIT_TRY(lock_image(file.fd.get(), path(), lock_mode(file.read_only, shared_)));
+  sharing_ = Sharing::kAsOpened;
+  auto locked = lock_image(file.fd.get(), path(), lock_mode(file.read_only, shared_));
+  if (!locked && file.read_only && !shared_ && !child_.empty() && is_merging(child_)) {
+    sharing_ = Sharing::kCoalescer;
+    locked = lock_image(file.fd.get(), path(), LockMode::kYieldingReader);
+  }
+  VBDKIT_TRY(std::move(locked));
   if (!claim) claim_.reset();
   return {};
+}
+
+Result<void> RawNode::share(Sharing sharing) {
+  if (!options_.locking || shared_ || sharing == sharing_) return {};
+  const auto mode = [&](Sharing s) {
+    return s == Sharing::kCoalescer ? LockMode::kYieldingReader
+           : s == Sharing::kReaders ? LockMode::kReader
+                                    : lock_mode(file_->read_only, false);
+  };
+  if (!file_->read_only && sharing == Sharing::kCoalescer)
+    return Error(ErrorKind::kInvalid, path() + ": is open for writing here", EINVAL);
+  auto locked = lock_image(file_->fd.get(), path(), mode(sharing));
+  if (locked) {
+    sharing_ = sharing;
+    return {};
+  }
+  VBDKIT_TRY(lock_image(file_->fd.get(), path(), mode(sharing_)));
+  return locked;
 }
 
 Result<void> RawNode::take_size(RawFile& file) {

@@ -56,6 +56,12 @@ struct OpenOptions {
   // A new image that is thrown away where the machine fails before it is complete: flushes order
   // nothing and make nothing durable.
   bool ignore_flush = false;
+  // Of a parent: the image that stands on it. While that is being merged into this one, this one
+  // may be opened for reading all the same.
+  std::string child = {};
+  // Others read the image while it is written: what they may have seen of its metadata stays true
+  // (whoever merges a layer into its parent writes only what the layer covers).
+  bool readers = false;
 };
 
 struct OpenContext {

@@ -65,11 +65,57 @@ ChainNode::ChainNode(Chain chain, ChainOptions options)
       options_(std::move(options)),
       writable_(!options_.read_only),
       map_(window_of(chain_.leaf()), options_.map_memory) {
+  chain_.paths.resize(chain_.layers.size());
+  chain_.stamps.resize(chain_.layers.size());
+  chain_.ids.assign(chain_.layers.size(), kNewId);
+  give_ids();
   chain_.leaf().set_chain(*this, *this);
   describe();
 }
 
 ChainNode::~ChainNode() = default;
+
+// From the base up, so that a leaf that is put in front changes nothing beneath it.
+void ChainNode::give_ids() {
+  const size_t fresh =
+      static_cast<size_t>(std::count(chain_.ids.begin(), chain_.ids.end(), kNewId));
+  if (slots_.size() + fresh > kMaxLayers) {
+    // After thousands of operations all begins anew.
+    map_.clear();
+    chain_.ids.assign(chain_.layers.size(), kNewId);
+    slots_.clear();
+  }
+  for (size_t i = chain_.layers.size(); i-- > 0;) {
+    uint16_t& id = chain_.ids[i];
+    if (id == kNewId) {
+      id = static_cast<uint16_t>(slots_.size());
+      slots_.emplace_back();
+    }
+    slots_[id].layer = chain_.layers[i].get();
+  }
+  leaf_id_ = chain_.ids.front();
+}
+
+Chain ChainNode::exchange(Chain next, ChainOptions options) {
+  const Layer* const leaf = &chain_.leaf();
+  for (size_t i = 0; i < next.layers.size(); ++i) {
+    if (next.ids[i] == kNewId) continue;
+    const auto at = std::find(chain_.ids.begin(), chain_.ids.end(), next.ids[i]);
+    const auto old = static_cast<size_t>(at - chain_.ids.begin());
+    if (next.layers[i] == nullptr)
+      next.layers[i] = std::move(chain_.layers[old]);
+    else
+      slots_[next.ids[i]].filtered.reset();  // it stands over the old one's file
+  }
+  std::swap(chain_, next);
+  for (const uint16_t id : next.ids)
+    if (std::find(chain_.ids.begin(), chain_.ids.end(), id) == chain_.ids.end()) slots_[id] = {};
+  give_ids();
+  options_ = std::move(options);
+  if (&chain_.leaf() != leaf) chain_.leaf().set_chain(*this, *this);
+  describe();
+  return next;
+}
 
 namespace {
 
@@ -94,9 +140,12 @@ class Borrowed final : public Node {
 }  // namespace
 
 bool ChainNode::filter_parents(const std::function<NodePtr(NodePtr)>& filter) {
-  filtered_.resize(chain_.layers.size());
-  for (size_t i = 1; i < chain_.layers.size(); ++i)
-    filtered_[i] = filter(std::make_unique<Borrowed>(file_of(i)));
+  for (size_t i = 1; i < chain_.layers.size(); ++i) {
+    const uint16_t id = chain_.ids[i];
+    NodePtr beneath = std::move(slots_[id].filtered);
+    if (!beneath) beneath = std::make_unique<Borrowed>(file_of(id));
+    slots_[id].filtered = filter(std::move(beneath));
+  }
   return has_parent();
 }
 
@@ -198,7 +247,11 @@ bool ChainNode::find(Operation& op, uint64_t offset, WindowMap::Run& run) {
     run = {uint64_t{found.end - sector} * kSectorSize, found.source};
     return true;
   }
-  const auto found = map_.find(offset);
+  auto found = map_.find(offset);
+  if (found && has_gone(found->source)) [[unlikely]] {
+    map_.erase(index);
+    found.reset();
+  }
   if (!found) {
     // A write needs no map: the leaf knows its own layout, and whether parents have the range makes
     // no difference.
@@ -210,7 +263,7 @@ bool ChainNode::find(Operation& op, uint64_t offset, WindowMap::Run& run) {
     return false;
   }
   run = *found;
-  if (op.below && run.source.layer() == 0) {
+  if (op.below && run.source.layer() == leaf_id_) {
     await_window_below(op, index);
     return false;
   }
@@ -219,7 +272,7 @@ bool ChainNode::find(Operation& op, uint64_t offset, WindowMap::Run& run) {
 
 bool ChainNode::needs_leaf(const Operation& op, const Source& source) const {
   return op.request->op == Op::kWrite &&
-         (source.layer() != 0 || source.kind() != Segment::Kind::kData);
+         (source.layer() != leaf_id_ || source.kind() != Segment::Kind::kData);
 }
 
 void ChainNode::advance(Operation& op) {
@@ -309,7 +362,7 @@ void ChainNode::issue(Operation& op, const Piece& piece) {
   else if (direct)
     file_of(source.layer()).submit(child.request);
   else
-    chain_.layers[source.layer()]->read_special(child.request);
+    slots_[source.layer()].layer->read_special(child.request);
 }
 
 void ChainNode::release(Operation& op) {
@@ -387,7 +440,8 @@ void ChainNode::await_window(Operation& op, uint64_t index) {
 }
 
 void ChainNode::run_builder(uint64_t index, Build& build) {
-  build.builder = std::make_unique<WindowBuilder>(chain_.layers, 0, map_.window(), index);
+  build.builder =
+      std::make_unique<WindowBuilder>(chain_.layers, 0, map_.window(), index, chain_.ids);
   build.builder->start([this, index](int error) { window_built(index, error); });
 }
 
@@ -408,7 +462,8 @@ void ChainNode::window_built(uint64_t index, int error) {
 // What lies beneath a place that the leaf has: such a window is built for one operation.
 void ChainNode::await_window_below(Operation& op, uint64_t index) {
   ++op.pending;
-  op.below_builder = std::make_unique<WindowBuilder>(chain_.layers, 1, map_.window(), index);
+  op.below_builder =
+      std::make_unique<WindowBuilder>(chain_.layers, 1, map_.window(), index, chain_.ids);
   op.below_builder->start([this, &op](int error) {
     const std::unique_ptr<WindowBuilder> builder = std::move(op.below_builder);
     if (error == 0) op.below_window = std::make_unique<Window>(builder->take());
@@ -432,9 +487,9 @@ void ChainNode::remapped(uint64_t offset, const Segment& segment) {
   const uint64_t last = map_.index_of(offset + segment.length - 1);
   std::optional<Source> source;
   if (segment.kind == Segment::Kind::kData)
-    source = Source::data(0, offset, segment.file_offset);
+    source = Source::data(leaf_id_, offset, segment.file_offset);
   else if (segment.kind != Segment::Kind::kAbsent)
-    source = Source::of_kind(segment.kind, 0);
+    source = Source::of_kind(segment.kind, leaf_id_);
   else if (!has_parent())
     source = Source::nowhere();
   if (source) {

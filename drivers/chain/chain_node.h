@@ -17,19 +17,22 @@
 #include <unordered_map>
 #include <vector>
 
+#include "drivers/chain/image_file.h"
 #include "drivers/chain/layer.h"
 #include "drivers/chain/window_builder.h"
 #include "drivers/chain/window_map.h"
 #include "drivers/node.h"
+#include "drivers/registry.h"
 
 namespace vbdkit::drivers {
 
-// The layers of an open chain, leaf first. Live operations replace it between two requests: a
-// snapshot puts a leaf in front, a coalesce takes parents out; each begins a new epoch.
+// The layers of an open chain, leaf first.
 struct Chain {
   std::vector<std::unique_ptr<Layer>> layers;
-  std::vector<std::string> paths;  // of the layers
-  uint64_t epoch = 0;
+  // Of the layers.
+  std::vector<std::string> paths;
+  std::vector<FileStamp> stamps;  // from before they were opened
+  std::vector<uint16_t> ids;      // the merged map's; given by the node, for as long as it has them
 
   Layer& leaf() const { return *layers.front(); }
 };
@@ -39,6 +42,9 @@ struct ChainOptions {
   std::string spec;    // canonical
   bool read_only = false;
   size_t map_memory = 32 << 20;  // bytes; what the merged map may take
+  // How its files are opened, for those that come later: the leaf's spec, without filters.
+  NodeSpec image = {};
+  bool raw_parent = false;  // ChainPolicy
 };
 
 class ChainNode final : public Node, private MapListener, private ParentReader {
@@ -58,6 +64,15 @@ class ChainNode final : public Node, private MapListener, private ParentReader {
   void list_images(std::vector<StoredImage>& images) const override;
 
   const Chain& chain() const { return chain_; }
+  const ChainOptions& options() const { return options_; }
+
+  // Live operations, with no request in flight (live_chain.h). The disk must read the same as
+  // before. Where `next` has the id of a layer of the present chain, and no layer, that one stays
+  // with what the map knows of it; with a layer, that one takes its place in the map: it holds the
+  // same at the same places of the same file. What the map knows of the layers that go is looked up
+  // anew when it is needed, not here: the cost is a few words a layer. Gives out what has left.
+  Chain exchange(Chain next, ChainOptions options);
+  static constexpr uint16_t kNewId = kNoLayer;
   const WindowMap& map() const { return map_; }
 
  private:
@@ -90,13 +105,24 @@ class ChainNode final : public Node, private MapListener, private ParentReader {
   void window_built(uint64_t index, int error);
   void resume(Operation* waiters, int error);
 
-  Node& file_of(size_t layer) {
-    return layer < filtered_.size() && filtered_[layer] ? *filtered_[layer]
-                                                        : chain_.layers[layer]->file();
+  // A layer by its id. The ids of those that have gone stay empty: what the map says of them is
+  // not true any more.
+  struct Slot {
+    Layer* layer = nullptr;
+    NodePtr filtered;  // what stands over its file, or null
+  };
+  Node& file_of(uint16_t id) {
+    Slot& slot = slots_[id];
+    return slot.filtered ? *slot.filtered : slot.layer->file();
   }
+  bool has_gone(const Source& source) const {
+    return source.layer() != kNoLayer && slots_[source.layer()].layer == nullptr;
+  }
+  void give_ids();
 
   Chain chain_;
-  std::vector<NodePtr> filtered_;  // by layer: what stands over its file; may be null
+  std::vector<Slot> slots_;  // by id
+  uint16_t leaf_id_ = 0;
   ChainOptions options_;
   const bool writable_;  // how the leaf was opened
   NodeInfo info_;

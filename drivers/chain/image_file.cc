@@ -3,9 +3,33 @@
 
 #include <unistd.h>
 
+#include <ctime>
+
 #include "drivers/file_probe.h"
 
 namespace vbdkit::drivers {
+
+namespace {
+
+constexpr int64_t kNanoseconds = 1'000'000'000;
+
+int64_t nanoseconds(const timespec& time) { return time.tv_sec * kNanoseconds + time.tv_nsec; }
+
+}  // namespace
+
+Result<FileStamp> FileStamp::of(const std::string& path) {
+  struct stat st {};
+  timespec now{};
+  if (stat(path.c_str(), &st) != 0) return Error::from_errno(errno, "open " + path);
+  FileStamp stamp;
+  stamp.identity = {st.st_dev, st.st_ino};
+  stamp.size = static_cast<uint64_t>(st.st_size);
+  stamp.modified = nanoseconds(st.st_mtim);
+  stamp.changed = nanoseconds(st.st_ctim);
+  stamp.settled = S_ISREG(st.st_mode) && clock_gettime(CLOCK_REALTIME_COARSE, &now) == 0 &&
+                  nanoseconds(now) > stamp.changed;
+  return stamp;
+}
 
 Result<ImageFile> ImageFile::open(const std::string& path, Mode mode) {
   // O_NONBLOCK: a FIFO must not make us wait for its other end.

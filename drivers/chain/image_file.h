@@ -21,6 +21,23 @@ struct FileIdentity {
   friend auto operator<=>(const FileIdentity&, const FileIdentity&) = default;
 };
 
+// Says whether a file has changed: two that are equal and settled are of the same content.
+struct FileStamp {
+  FileIdentity identity;
+  uint64_t size = 0;     // bytes
+  int64_t modified = 0;  // nanoseconds since the Epoch
+  int64_t changed = 0;   // likewise
+  // The file's times are older than the clock's tick in which it was looked at, so that a later
+  // change will show. Never of a block device.
+  bool settled = false;
+
+  static Result<FileStamp> of(const std::string& path);
+  bool says_unchanged(const FileStamp& later) const {
+    return settled && identity == later.identity && size == later.size &&
+           modified == later.modified && changed == later.changed;
+  }
+};
+
 class ImageFile {
  public:
   enum class Mode {

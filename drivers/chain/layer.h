@@ -125,6 +125,14 @@ class Layer {
   virtual void write_zeroes(Request& request) = 0;
   virtual void flush(Request& request) = 0;
   virtual Result<void> resize(Bytes size) = 0;
+  // Writes, with blocking I/O, all that is in memory, as the destructor does; another layer that is
+  // opened on the file then sees it all. The layer can go on, also where that fails. With no
+  // request in flight.
+  virtual Result<void> settle() { return {}; }
+  // The header has been made to name another parent, which reads the same: reads it again.
+  virtual Result<void> reload_parent() {
+    return Error(ErrorKind::kUnsupported, "images of this format have no parents");
+  }
 
   // Before the first write of a leaf.
   virtual void set_chain(MapListener& listener, ParentReader& below) = 0;
@@ -139,6 +147,7 @@ struct LayerContext {
   io::Reactor& reactor;
   const Logger& log;
   bool read_only = true;
+  bool readers = false;  // OpenOptions::readers
 };
 
 // What a layer is opened on. Opening may block and reads the metadata it needs through a descriptor

@@ -8,6 +8,8 @@ libdrivers_la_SOURCES += \
   drivers/chain/image_file.cc \
   drivers/chain/image_file.h \
   drivers/chain/layer.h \
+  drivers/chain/live_chain.cc \
+  drivers/chain/live_chain.h \
   drivers/chain/open_chain.cc \
   drivers/chain/open_chain.h \
   drivers/chain/raw_layer.cc \

@@ -17,8 +17,6 @@ class ChainOpener {
  private:
   Result<void> add(const std::string& path, const std::string& format);
   Result<void> add_parent(const ParentReference& reference);
-  Result<std::unique_ptr<Layer>> open_layer(const std::string& path, const LayerFormat& format);
-
   const NodeSpec& spec_;
   const ChainPolicy policy_;
   const OpenContext& context_;
@@ -57,28 +55,33 @@ Result<void> ChainOpener::add_parent(const ParentReference& reference) {
 
 Result<void> ChainOpener::add(const std::string& path, const std::string& format) {
   VBDKIT_TRY(steps_.add(path));
-  const LayerFormat* const known = find_layer_format(format);
-  if (known == nullptr)
-    return Error(ErrorKind::kUnsupported, "format '" + format + "' is not known");
-  VBDKIT_ASSIGN(auto layer, open_layer(path, *known));
+  VBDKIT_ASSIGN(const FileStamp stamp, FileStamp::of(path));
+  OpenContext context = context_;
+  if (!chain_.layers.empty()) {
+    context.options.read_only = true;
+    context.options.child = steps_.paths()[chain_.layers.size() - 1];
+  }
+  VBDKIT_ASSIGN(auto layer, open_layer(path, format, spec_, context));
   chain_.layers.push_back(std::move(layer));
+  chain_.stamps.push_back(stamp);
   return {};
 }
 
-Result<std::unique_ptr<Layer>> ChainOpener::open_layer(const std::string& path,
-                                                       const LayerFormat& format) {
-  OpenContext context = context_;
-  context.options.read_only = context_.options.read_only || !chain_.layers.empty();
+}  // namespace
+
+Result<std::unique_ptr<Layer>> open_layer(const std::string& path, const std::string& format,
+                                          const NodeSpec& like, const OpenContext& context) {
+  const LayerFormat* const known = find_layer_format(format);
+  if (known == nullptr)
+    return Error(ErrorKind::kUnsupported, "format '" + format + "' is not known");
   NodeSpec file{"raw", path, {}};
   for (const char* key : {"align", "direct", "discard", "locking"})
-    if (const auto it = spec_.options.find(key); it != spec_.options.end())
-      file.options.insert(*it);
+    if (const auto it = like.options.find(key); it != like.options.end()) file.options.insert(*it);
   VBDKIT_ASSIGN(NodePtr node, find_driver("raw")->open(file, nullptr, context));
-  const LayerContext layer{context.reactor, context.log, context.options.read_only};
-  return format.open({path, std::move(node)}, layer);
+  const LayerContext layer{context.reactor, context.log, context.options.read_only,
+                           context.options.readers};
+  return known->open({path, std::move(node)}, layer);
 }
-
-}  // namespace
 
 Result<Chain> open_layers(const NodeSpec& spec, const ChainPolicy& policy,
                           const OpenContext& context) {
@@ -96,6 +99,8 @@ Result<NodePtr> open_chain(const NodeSpec& spec, const ChainPolicy& policy,
   options.driver = spec.driver;
   options.spec = GraphSpec{{spec}}.to_string();
   options.read_only = context.options.read_only;
+  options.image = spec;
+  VBDKIT_ASSIGN(options.raw_parent, OptionReader(spec).flag("raw-parent", policy.raw_parent));
   return NodePtr(std::make_unique<ChainNode>(std::move(chain), std::move(options)));
 }
 

@@ -31,4 +31,8 @@ Result<NodePtr> open_chain(const NodeSpec& spec, const ChainPolicy& policy,
 Result<Chain> open_layers(const NodeSpec& spec, const ChainPolicy& policy,
                           const OpenContext& context);
 
+// One layer by itself, its file opened with the options that chains pass on of `like`.
+Result<std::unique_ptr<Layer>> open_layer(const std::string& path, const std::string& format,
+                                          const NodeSpec& like, const OpenContext& context);
+
 }  // namespace vbdkit::drivers

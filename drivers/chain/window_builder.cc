@@ -6,8 +6,10 @@
 
 namespace vbdkit::drivers {
 
-WindowBuilder::WindowBuilder(const Layers& layers, uint16_t first, uint64_t window, uint64_t index)
+WindowBuilder::WindowBuilder(const Layers& layers, uint16_t first, uint64_t window, uint64_t index,
+                             std::span<const uint16_t> ids)
     : layers_(layers),
+      ids_(ids),
       window_(window),
       index_(index),
       first_(first),
@@ -101,14 +103,14 @@ void WindowBuilder::merge(uint16_t layer) {
         else
           rest.push_back({range.start, end});
       } else if (segment.kind == Segment::Kind::kData) {
-        const auto source = Source::data(layer, at, segment.file_offset);
+        const auto source = Source::data(id_of(layer), at, segment.file_offset);
         if (!source) {
           error_ = EOVERFLOW;
           return;
         }
         place({range.start, end}, *source);
       } else {
-        place({range.start, end}, Source::of_kind(segment.kind, layer));
+        place({range.start, end}, Source::of_kind(segment.kind, id_of(layer)));
       }
       range.start = end;
     }

@@ -13,6 +13,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "drivers/chain/layer.h"
@@ -24,8 +25,10 @@ class WindowBuilder {
  public:
   using Layers = std::vector<std::unique_ptr<Layer>>;
 
-  // Leaves out the layers above `first`. `window`: bytes.
-  WindowBuilder(const Layers& layers, uint16_t first, uint64_t window, uint64_t index);
+  // Leaves out the layers above `first`. `window`: bytes. `ids`: what sources call the layers;
+  // without, by their position.
+  WindowBuilder(const Layers& layers, uint16_t first, uint64_t window, uint64_t index,
+                std::span<const uint16_t> ids = {});
 
   void start(std::function<void(int error)> done);
 
@@ -55,6 +58,7 @@ class WindowBuilder {
     bool answered = false;
   };
 
+  uint16_t id_of(uint16_t layer) const { return ids_.empty() ? layer : ids_[layer]; }
   void pump();
   bool ask_next();
   void ask(uint16_t layer);
@@ -64,6 +68,7 @@ class WindowBuilder {
   }
 
   const Layers& layers_;
+  const std::span<const uint16_t> ids_;
   const uint64_t window_;
   const uint64_t index_;
   std::function<void(int error)> done_;

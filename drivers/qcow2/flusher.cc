@@ -118,6 +118,12 @@ Task<int> Flusher::round() {
   co_return error;
 }
 
+Task<int> Flusher::settle() {
+  const int error = co_await close();
+  closing_ = false;
+  co_return error;
+}
+
 Task<int> Flusher::close() {
   const bool nothing = tables_.clean() && space_.settled() && uncounted_.empty() &&
                        !header_changed_ && !image_.header.dirty();

@@ -28,6 +28,8 @@ class Flusher {
   Task<int> flush();
   // The last one: leaves nothing for later.
   Task<int> close();
+  // Likewise, but goes on afterwards.
+  Task<int> settle();
   bool needed() const {
     return tables_.dirty_slices() >= kMaxDirtySlices || space_.given_back_count() >= kMaxGivenBack;
   }

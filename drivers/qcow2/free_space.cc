@@ -150,7 +150,7 @@ Task<int> FreeSpace::scan_slice(uint64_t first, uint64_t count) {
   if (loaded.error != 0) co_return loaded.error;
   uint64_t run = 0;  // of free clusters, so far
   for (uint64_t i = 0; i <= count; ++i) {
-    if (i < count && g.get_refcount(loaded.slice.bytes(), i) == 0) {
+    if (i < count && g.get_refcount(loaded.slice.bytes(), i) == 0 && !withheld(first + i)) {
       ++run;
       continue;
     }
@@ -185,6 +185,10 @@ int FreeSpace::grow(uint64_t least) {
 }
 
 void FreeSpace::add_free(uint64_t first, uint64_t count) {
+  if (readers_) {
+    insert(withheld_, first, count);  // whoever opens the image next finds it
+    return;
+  }
   const uint64_t end = first + count;
   // What the search has not come to yet it will find.
   if (first < scanned_) insert(free_, first, std::min(end, scanned_) - first);

@@ -24,7 +24,9 @@ struct HostRange {
 
 class FreeSpace {
  public:
-  FreeSpace(Image& image, SliceCache& cache) : image_(image), cache_(cache), turn_(image.ready) {}
+  // `readers`: others read the file meanwhile, so that what is given back is not used again.
+  FreeSpace(Image& image, SliceCache& cache, bool readers)
+      : image_(image), cache_(cache), readers_(readers), turn_(image.ready) {}
 
   // After the refcount table has been read; `l1` for knowing metadata when it turns up as free. An
   // error where tables lie over each other.
@@ -43,6 +45,7 @@ class FreeSpace {
 
   // No longer referred to by the metadata in memory: one reference less, once that is in the file.
   void give_back(uint64_t first, uint64_t count);
+  bool has_readers() const { return readers_; }
   // Free in the refcounts.
   void add_free(uint64_t first, uint64_t count);
   // Inside the file as it was opened. What the refcounts say beyond is left from some crash.
@@ -67,13 +70,21 @@ class FreeSpace {
   Task<int> scan_slice(uint64_t first, uint64_t count);
   int grow(uint64_t least);
   void taken(uint64_t first, uint64_t count);
+  bool withheld(uint64_t cluster) const {
+    const auto after = withheld_.upper_bound(cluster);
+    return after != withheld_.begin() &&
+           cluster - std::prev(after)->first < std::prev(after)->second;
+  }
   static void insert(std::map<uint64_t, uint64_t>& ranges, uint64_t first, uint64_t count);
 
   Image& image_;
   SliceCache& cache_;
+  const bool readers_;
   Waiters turn_;
   bool refilling_ = false;
 
+  // Free, but others may still read it: first cluster → count.
+  std::map<uint64_t, uint64_t> withheld_;
   std::map<uint64_t, uint64_t> free_;  // first cluster → count; may hold old data
   uint64_t fresh_first_ = 0;           // [fresh_first_, fresh_end_): grown by us, zeroes
   uint64_t fresh_end_ = 0;

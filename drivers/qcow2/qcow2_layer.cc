@@ -111,7 +111,7 @@ Qcow2Layer::Qcow2Layer(Header header, MetadataFile metadata, LayerSource source,
              context.read_only),
       cache_(context.read_only ? kParentCache : kLeafCache),
       locks_(image_.ready),
-      space_(image_, cache_),
+      space_(image_, cache_, context.readers),
       tables_(image_, cache_, space_, std::move(l1)),
       refcounts_(image_, cache_, space_, std::move(refcount_table)),
       flusher_(image_, tables_, space_, refcounts_),
@@ -155,6 +155,23 @@ int Qcow2Layer::close() {
     const auto cut = image_.file->resize(Bytes{space_.end_of_use() << image_.g.cluster_bits});
     co_return cut ? 0 : cut.error().sys_errno();
   });
+}
+
+Result<void> Qcow2Layer::settle() {
+  if (image_.read_only || image_.corrupt) return {};
+  const int error = run_blocking([this]() { return flusher_.settle(); });
+  if (error != 0) return Error::from_errno(error, "qcow2: " + image_.path() + ": writing it");
+  return {};
+}
+
+Result<void> Qcow2Layer::reload_parent() {
+  VBDKIT_ASSIGN(const Header header, image_.blocking.read_header());
+  VBDKIT_ASSIGN(auto parent, backing_reference(image_.path(), header));
+  parent_ = std::move(parent);
+  image_.header.backing_file = header.backing_file;
+  image_.header.backing_format = header.backing_format;
+  image_.header.extensions = header.extensions;
+  return {};
 }
 
 Result<void> Qcow2Layer::find_parent() {

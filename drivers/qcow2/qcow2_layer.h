@@ -32,6 +32,8 @@ class Qcow2Layer final : public Layer {
   void write_zeroes(Request& request) override;
   void flush(Request& request) override;
   Result<void> resize(Bytes size) override;
+  Result<void> settle() override;
+  Result<void> reload_parent() override;
   void set_chain(MapListener& listener, ParentReader& below) override;
 
  private:

@@ -110,7 +110,8 @@ Task<int> Refcounts::discard_last_uses(const SliceRef& slice, uint64_t first, ui
     const uint64_t offset = (first + i - run) << g.cluster_bits;
     cache_.drop(image_, offset, run << g.cluster_bits);
     // It is free whether or not the file system takes it.
-    if (image_.file->info().can_discard) co_await image_.discard(offset, run << g.cluster_bits);
+    if (image_.file->info().can_discard && !space_.has_readers())
+      co_await image_.discard(offset, run << g.cluster_bits);
     run = 0;
   }
   co_return 0;

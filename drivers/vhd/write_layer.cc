@@ -125,7 +125,7 @@ Result<std::unique_ptr<Layer>> WriteLayer::open(LayerSource source, const LayerC
 }
 
 WriteLayer::~WriteLayer() {
-  if (auto r = settle(); !r)
+  if (auto r = finish(); !r)
     log_.error("vhd: %s: closing: %s", path_.c_str(), r.error().message().c_str());
 }
 
@@ -362,8 +362,16 @@ void WriteLayer::answer(Mapping& mapping) {
   request.done(mapping.error);
 }
 
+Result<void> WriteLayer::reload_parent() {
+  VBDKIT_ASSIGN(const Metadata metadata, read_metadata(control_));
+  if (!metadata.differencing())
+    return Error(ErrorKind::kCorrupt, "vhd: " + path_ + ": has lost its parent");
+  VBDKIT_ASSIGN(parent_, read_parent(control_, metadata));
+  return {};
+}
+
 Result<void> WriteLayer::resize(Bytes size) {
-  VBDKIT_TRY(settle());
+  VBDKIT_TRY(finish());
   VBDKIT_TRY(grow(control_, size));
   VBDKIT_TRY(file_->refresh_size());
   VBDKIT_ASSIGN(Metadata metadata, read_metadata(control_));

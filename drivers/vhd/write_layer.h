@@ -48,6 +48,8 @@ class WriteLayer final : public Layer {
   void write_zeroes(Request& request) override;
   void flush(Request& request) override;
   Result<void> resize(Bytes size) override;
+  Result<void> settle() override { return write_all(); }
+  Result<void> reload_parent() override;
   void set_chain(MapListener& listener, ParentReader&) override { listener_ = &listener; }
 
   size_t dirty_bitmaps() const { return dirty_.size(); }
@@ -92,7 +94,8 @@ class WriteLayer final : public Layer {
   FlushPlan make_plan();
   void drop_plan(bool written);
   // The same with blocking I/O, and the file's end put in order: when no request is in flight.
-  Result<void> settle();
+  Result<void> finish();
+  Result<void> write_all();
   Result<void> write_plan();
   Result<void> write_now(const std::vector<FlushPlan::Chunk>& chunks);
   Result<void> trim();
@@ -102,7 +105,7 @@ class WriteLayer final : public Layer {
   RateLimit complaints_;
   NodePtr file_;
   ImageFile control_;
-  const std::optional<ParentReference> parent_;
+  std::optional<ParentReference> parent_;
   LayerInfo info_;
   BlockMap blocks_;
   BitmapCache bitmaps_;

@@ -139,7 +139,12 @@ void WriteLayer::end_flush(int error) {
   if (stage_ == Stage::kIdle && !flushes_waiting_.empty()) start_flush();
 }
 
-Result<void> WriteLayer::settle() {
+Result<void> WriteLayer::finish() {
+  VBDKIT_TRY(write_all());
+  return trim();
+}
+
+Result<void> WriteLayer::write_all() {
   // The second time for the batmap, which waits for what it tells of.
   while (!dirty_.empty() || blocks_.dirty()) {
     plan_ = make_plan();
@@ -147,7 +152,7 @@ Result<void> WriteLayer::settle() {
     drop_plan(written.ok());
     VBDKIT_TRY(written);
   }
-  return trim();
+  return {};
 }
 
 Result<void> WriteLayer::write_plan() {

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+#include "drivers/chain/live_chain.h"
+
+#include <algorithm>
+
+#include "drivers/chain/open_chain.h"
+#include "drivers/image_format.h"
+
+namespace vbdkit::drivers {
+namespace {
+
+Error failed(const std::string& path, std::string why) {
+  return Error(ErrorKind::kInvalid, "snapshot: " + path + ": " + std::move(why));
+}
+
+bool same_file(const std::string& a, const std::string& b) {
+  const auto one = FileStamp::of(a);
+  const auto other = FileStamp::of(b);
+  return one && other && one->identity == other->identity;
+}
+
+// The new leaf must read as the present one does.
+Result<void> check_leaf(const Layer& leaf, const NewLeaf& what, const Layer& former) {
+  const std::string& path = what.image.path;
+  const ParentReference* const parent = leaf.parent();
+  if (parent == nullptr) return failed(path, "it has no parent");
+  if (!same_file(parent->path, what.former) || parent->format != former.info().format)
+    return failed(path, "its parent is " + parent->path + ", not " + what.former);
+  if (!parent->uuid.empty() && parent->uuid != former.info().uuid)
+    return failed(path, "it was made on an image of UUID " + parent->uuid);
+  if (leaf.info().size != former.info().size)
+    return failed(path, "its disk has " + std::to_string(leaf.info().size.v) +
+                            " bytes, that beneath it " + std::to_string(former.info().size.v));
+  if (leaf.info().alignment > std::max<uint64_t>(former.info().alignment, kSectorSize))
+    return failed(path, "it needs requests of " + std::to_string(leaf.info().alignment) + " bytes");
+  return {};
+}
+
+// The present chain with nothing in it, one layer longer by `more` at the front.
+Chain outline(const Chain& chain, size_t more) {
+  Chain next;
+  next.layers.resize(more + chain.layers.size());
+  next.paths.assign(more, {});
+  next.stamps.assign(more, {});
+  next.ids.assign(more, ChainNode::kNewId);
+  next.paths.insert(next.paths.end(), chain.paths.begin(), chain.paths.end());
+  next.stamps.insert(next.stamps.end(), chain.stamps.begin(), chain.stamps.end());
+  next.ids.insert(next.ids.end(), chain.ids.begin(), chain.ids.end());
+  return next;
+}
+
+Result<void> open_both(Chain& next, const ChainNode& node, const NewLeaf& leaf,
+                       const OpenContext& context) {
+  const ChainOptions& options = node.options();
+  OpenContext reading = context;
+  reading.options.read_only = true;
+  reading.options.child = leaf.image.path;
+  VBDKIT_ASSIGN(next.stamps[1], FileStamp::of(leaf.former));
+  VBDKIT_ASSIGN(next.layers[1],
+                open_layer(leaf.former, node.chain().leaf().info().format, options.image, reading));
+  OpenContext writing = context;
+  writing.options.read_only = false;
+  VBDKIT_ASSIGN(next.layers[0],
+                open_layer(leaf.image.path, leaf.image.driver, leaf.image, writing));
+  if (next.stamps[1].identity != node.chain().stamps.front().identity)
+    return failed(leaf.former, "is not the image in use");
+  VBDKIT_ASSIGN(next.stamps[0], FileStamp::of(leaf.image.path));
+  next.paths[0] = leaf.image.path;
+  next.paths[1] = leaf.former;
+  return check_leaf(*next.layers[0], leaf, *next.layers[1]);
+}
+
+}  // namespace
+
+Result<void> put_in_front(ChainNode& node, const NewLeaf& leaf, const OpenContext& context) {
+  Layer& present = node.chain().leaf();
+  if (node.info().read_only)
+    return Error(ErrorKind::kPermission, "snapshot: the disk is read-only", EROFS);
+  if (node.chain().layers.size() >= kMaxChainDepth)
+    return Error(ErrorKind::kUnsupported,
+                 "snapshot: the chain has " + std::to_string(kMaxChainDepth) + " images already");
+  // What is opened on its file next sees all of it.
+  VBDKIT_TRY(present.settle());
+  Chain next = outline(node.chain(), 1);
+  Result<void> opened = present.file().share(Sharing::kReaders);
+  if (opened) opened = open_both(next, node, leaf, context);
+  if (!opened) {
+    next = {};  // their locks go first
+    // Where a reader came in between, it stays that way: it still keeps writers away.
+    if (const auto taken = present.file().share(Sharing::kAsOpened); !taken)
+      context.log.warning("%s", taken.error().message().c_str());
+    return opened;
+  }
+  ChainOptions options = node.options();
+  options.image = leaf.image;
+  options.driver = leaf.image.driver;
+  options.spec = GraphSpec{{leaf.image}}.to_string();
+  node.exchange(std::move(next), std::move(options));
+  return {};
+}
+
+ChainRefresh::ChainRefresh(ChainNode& node, const OpenContext& context)
+    : node_(node), context_(context), steps_(node.options().driver) {}
+
+ChainRefresh::ChainRefresh(ChainNode& node, const OpenContext& context, ParentReference parent)
+    : ChainRefresh(node, context) {
+  parent_ = std::move(parent);
+}
+
+Result<bool> ChainRefresh::step() {
+  auto more = add_next();
+  if (!more) return steps_.failed(std::move(more).error());
+  return more;
+}
+
+Result<bool> ChainRefresh::add_next() {
+  const Chain& present = node_.chain();
+  if (next_.layers.empty()) {
+    // A leaf that is written cannot have been changed by anybody else.
+    VBDKIT_TRY(
+        add(present.paths.front(), present.leaf().info().format, !node_.options().read_only));
+    return true;
+  }
+  const bool relinked = parent_ && next_.layers.size() == 1;
+  const ParentReference* const reference = relinked ? &*parent_ : last().parent();
+  if (reference == nullptr) return false;
+  const ParentReference wanted = *reference;
+  if (wanted.format == "raw" && !node_.options().raw_parent)
+    return Error(ErrorKind::kPermission,
+                 "its parent " + wanted.path + " is a raw file, which raw-parent=on would allow");
+  VBDKIT_TRY(steps_.check(wanted));
+  VBDKIT_TRY(add(wanted.path, wanted.format, false));
+  VBDKIT_TRY(steps_.check_identity(wanted, last().info().uuid));
+  return true;
+}
+
+Result<void> ChainRefresh::add(const std::string& path, const std::string& format, bool keep) {
+  VBDKIT_TRY(steps_.add(path));
+  VBDKIT_ASSIGN(const FileStamp stamp, FileStamp::of(path));
+  const Chain& present = node_.chain();
+  size_t at = keep ? 0 : present.layers.size();
+  // Not the leaf that is written, which has no content of its own that would stay.
+  const size_t first = node_.options().read_only ? 0 : 1;
+  for (size_t i = first; i < present.layers.size() && !keep; ++i)
+    if (present.stamps[i].says_unchanged(stamp) && present.layers[i]->info().format == format)
+      at = i;
+  next_.paths.push_back(path);
+  if (at < present.layers.size()) {
+    next_.layers.push_back(nullptr);
+    next_.ids.push_back(present.ids[at]);
+    next_.stamps.push_back(keep ? stamp : present.stamps[at]);
+    return {};
+  }
+  OpenContext context = context_;
+  context.options.read_only = true;
+  if (next_.paths.size() > 1) context.options.child = next_.paths[next_.paths.size() - 2];
+  VBDKIT_ASSIGN(auto layer, open_layer(path, format, node_.options().image, context));
+  next_.layers.push_back(std::move(layer));
+  next_.ids.push_back(ChainNode::kNewId);
+  next_.stamps.push_back(stamp);
+  ++opened_;
+  return {};
+}
+
+const Layer& ChainRefresh::last() const {
+  if (next_.layers.back() != nullptr) return *next_.layers.back();
+  const Chain& present = node_.chain();
+  const auto at = std::find(present.ids.begin(), present.ids.end(), next_.ids.back());
+  return *present.layers[static_cast<size_t>(at - present.ids.begin())];
+}
+
+Result<void> ChainRefresh::relink() {
+  const std::string& path = node_.chain().paths.front();
+  const ImageFormat* const format = find_image_format(node_.chain().leaf().info().format);
+  if (format == nullptr || format->plan_parent == nullptr)
+    return Error(ErrorKind::kUnsupported, path + ": images of this format have no parents");
+  VBDKIT_ASSIGN(const auto patches, format->plan_parent(path, parent_->path, parent_->format));
+  VBDKIT_ASSIGN(ImageFile file, ImageFile::open(path, ImageFile::Mode::kWrite));
+  VBDKIT_TRY(apply_patches(file, patches));
+  return node_.chain().leaf().reload_parent();
+}
+
+Result<void> ChainRefresh::apply() {
+  if (parent_) VBDKIT_TRY(relink());
+  if (opened_ == 0 && next_.ids == node_.chain().ids) return {};
+  node_.exchange(std::move(next_), node_.options());
+  return {};
+}
+
+}  // namespace vbdkit::drivers
