@@ -63,7 +63,7 @@ void LiveGraph::prepare() {
     if (!result)
       graph.end(std::move(result));
     else if (graph.changes_.front().flush && !graph.top_->info().read_only)
-      graph.flush(*graph.scheduler_);
+      graph.flush();
     else
       graph.pause();
   };
@@ -73,22 +73,8 @@ void LiveGraph::prepare() {
     go_on({});
 }
 
-namespace {
-
-// A node as the consumer of a flush sees it.
-class Direct final : public RequestSink {
- public:
-  explicit Direct(drivers::Node& node) : node_(node) {}
-  void submit(drivers::Request& request) override { node_.submit(request); }
-  const drivers::NodeInfo& info() const override { return node_.info(); }
-
- private:
-  drivers::Node& node_;
-};
-
-}  // namespace
-
-void LiveGraph::flush(RequestSink& sink) {
+// Past the scheduler, which somebody may have paused; a flush is in nobody's way.
+void LiveGraph::flush() {
   flush_.op = drivers::Op::kFlush;
   flush_.flags = 0;
   flush_.offset = flush_.length = 0;
@@ -99,7 +85,7 @@ void LiveGraph::flush(RequestSink& sink) {
       if (*self != nullptr) (*self)->flushed(error);
     });
   };
-  sink.submit(flush_);
+  top_->submit(flush_);
 }
 
 void LiveGraph::flushed(int error) {
@@ -120,8 +106,7 @@ void LiveGraph::pause() {
 
 void LiveGraph::drained() {
   if (!changes_.front().flush || top_->info().read_only) return apply();
-  Direct direct(*top_);
-  flush(direct);
+  flush();
 }
 
 void LiveGraph::apply() {

@@ -86,7 +86,7 @@ class LiveGraph {
 
   void begin();
   void prepare();
-  void flush(RequestSink& sink);
+  void flush();
   void flushed(int error);
   void pause();
   void drained();

@@ -284,6 +284,17 @@ TEST_F(LiveGraphTest, APauseOfSomebodyElseOutlastsAChange) {
   submit(request);
   EXPECT_EQ("b+ ", log_);
   EXPECT_TRUE(bench_.held.empty());
+  auto c = to("c");
+  c.flush = true;
+  graph_->change(std::move(c));
+  for (int i = 0; i < 2; ++i) {
+    reactor_.turn();
+    ASSERT_EQ(1u, bench_.held.size());
+    bench_.complete();
+  }
+  reactor_.turn();
+  EXPECT_EQ("b+ c+ ", log_);
+  EXPECT_TRUE(bench_.held.empty());
   graph_->scheduler().resume();
   reactor_.turn();
   EXPECT_EQ(1u, bench_.held.size());

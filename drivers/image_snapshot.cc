@@ -73,7 +73,10 @@ Result<void> ImageSnapshot::make_fresh(const ImageFormat& format, const std::str
   ::unlink(fresh().c_str());
   CreateRequest request;
   request.path = fresh();
-  request.parent = name_;
+  // Given so, it is recorded so: the two files stay together, wherever their directory goes.
+  std::error_code ignored;
+  request.parent = std::filesystem::proximate(name_, ignored).string();
+  if (request.parent.empty()) request.parent = name_;
   request.parent_format = parent_format;
   request.options = options;
   VBDKIT_TRY(format.create(request));

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// vbdkit coalesce: an image that nobody uses, merged into its parent.
+// vbdkit coalesce: an image merged into its parent, while others use what stands on it.
+#include "storage/coalesce.h"
+
 #include <cstdio>
 
-#include "drivers/jobs/coalesce_job.h"
 #include "storage/arguments.h"
 #include "storage/command.h"
+#include "storage/instance_argument.h"
+#include "storage/instance_users.h"
 #include "storage/job_runner.h"
 #include "storage/terminal.h"
 
@@ -19,6 +22,25 @@ Result<int> run(const po::variables_map& vm, const Logger& log) {
   options.keep = vm.count("keep") != 0;
   if (vm.count("directory") != 0)
     options.directories = vm["directory"].as<std::vector<std::string>>();
+  VBDKIT_ASSIGN(const CoalesceOutcome outcome,
+                merge_into_parent(image, std::move(options), registry_of(vm), engine, log));
+  if (outcome.content.empty())
+    std::printf("%s: what was left to do is done\n", printable(image.path).c_str());
+  else
+    std::printf("%s: merged; the content is in %s; images put on it: %zu\n",
+                printable(image.path).c_str(), printable(outcome.content).c_str(),
+                outcome.children);
+  return kExitOk;
+}
+
+}  // namespace
+
+Result<CoalesceOutcome> merge_into_parent(const drivers::NodeSpec& image,
+                                          drivers::CoalesceOptions options,
+                                          const Registry& registry, io::EngineKind engine,
+                                          const Logger& log) {
+  InstanceUsers users(registry);
+  options.users = &users;
   VBDKIT_ASSIGN(const auto runner, JobRunner::create(engine, log));
   VBDKIT_ASSIGN(const auto job, drivers::CoalesceJob::plan(image, options, runner->context(false)));
   Result<void> outcome;
@@ -29,15 +51,8 @@ Result<int> run(const po::variables_map& vm, const Logger& log) {
     });
   }));
   VBDKIT_TRY(std::move(outcome));
-  if (job->result().empty())
-    std::printf("%s: what was left to do is done\n", printable(image.path).c_str());
-  else
-    std::printf("%s: merged; the content is in %s; images put on it: %zu\n",
-                printable(image.path).c_str(), printable(job->result()).c_str(), job->children());
-  return kExitOk;
+  return CoalesceOutcome{job->result(), job->children()};
 }
-
-}  // namespace
 
 int coalesce(const std::vector<std::string>& args, const Logger& log) {
   Syntax syntax("coalesce [OPTION...] SPEC", {"SPEC"});
@@ -46,6 +61,7 @@ int coalesce(const std::vector<std::string>& args, const Logger& log) {
        "where images that stand on it may be too; may be given several times")  //
       ("keep", "leave the image's file where it is");
   add_engine_option(syntax);
+  add_runtime_dir_option(syntax.options);
   return run_command(syntax, args, log, [&](const po::variables_map& vm) { return run(vm, log); });
 }
 

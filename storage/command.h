@@ -38,6 +38,7 @@ int compare(const std::vector<std::string>& args, const Logger& log);
 int convert(const std::vector<std::string>& args, const Logger& log);
 int create(const std::vector<std::string>& args, const Logger& log);
 int deactivate(const std::vector<std::string>& args, const Logger& log);
+int gc(const std::vector<std::string>& args, const Logger& log);
 int info(const std::vector<std::string>& args, const Logger& log);
 int list(const std::vector<std::string>& args, const Logger& log);
 int list_drivers(const std::vector<std::string>& args, const Logger& log);

@@ -23,17 +23,21 @@ vbdkit_SOURCES = \
   storage/arguments.h \
   storage/check.cc \
   storage/coalesce.cc \
+  storage/coalesce.h \
   storage/command.h \
   storage/compare.cc \
   storage/convert.cc \
   storage/create.cc \
   storage/forest_drawing.cc \
   storage/forest_drawing.h \
+  storage/gc.cc \
   storage/image_options.cc \
   storage/image_options.h \
   storage/info.cc \
   storage/instance_argument.cc \
   storage/instance_argument.h \
+  storage/instance_users.cc \
+  storage/instance_users.h \
   storage/instances.cc \
   storage/instances.h \
   storage/job_runner.cc \

@@ -8,6 +8,7 @@
 #include "storage/arguments.h"
 #include "storage/command.h"
 #include "storage/image_options.h"
+#include "storage/instance_argument.h"
 
 namespace vbdkit::storage {
 namespace {
@@ -15,7 +16,7 @@ namespace {
 Result<int> run_snapshot(const po::variables_map& vm) {
   VBDKIT_ASSIGN(const drivers::NodeSpec image, parse_image(text_of(vm, "SPEC")));
   VBDKIT_ASSIGN(const auto options, parse_options(vm));
-  VBDKIT_TRY(take_snapshot(image, text_of(vm, "NAME"), options));
+  VBDKIT_TRY(take_snapshot(image, text_of(vm, "NAME"), options, registry_of(vm)));
   return kExitOk;
 }
 
@@ -27,7 +28,7 @@ Result<int> run_clone(const po::variables_map& vm) {
   VBDKIT_ASSIGN(request.options, parse_options(vm));
   if (vm.count("base") != 0) {
     const std::string base = text_of(vm, "base");
-    VBDKIT_TRY(take_snapshot(image, base, {}));
+    VBDKIT_TRY(take_snapshot(image, base, {}, registry_of(vm)));
     image.path = base;
   }
   VBDKIT_ASSIGN(const auto lock, drivers::ImageLock::take(image.path, drivers::LockMode::kReader));
@@ -40,8 +41,28 @@ Result<int> run_clone(const po::variables_map& vm) {
 
 }  // namespace
 
+namespace {
+
+// Who has the image open takes the snapshot, between two requests of its guests.
+Result<void> ask_for_snapshot(const InstanceRecord& instance, const std::string& name,
+                              const std::map<std::string, std::string>& options) {
+  VBDKIT_ASSIGN(const std::string path, drivers::absolute_parent(name));
+  control::JsonWriter w;
+  w.begin_object().field("name", path).key("options").begin_object();
+  for (const auto& [key, value] : options) w.field(key, value);
+  w.end_object().end_object();
+  VBDKIT_ASSIGN(const auto done, ask(instance, "x-vbdkit-snapshot", w.take()));
+  return {};
+}
+
+}  // namespace
+
 Result<void> take_snapshot(const drivers::NodeSpec& image, const std::string& name,
-                           const std::map<std::string, std::string>& options) {
+                           const std::map<std::string, std::string>& options,
+                           const Registry& registry) {
+  VBDKIT_ASSIGN(const auto users, registry.find_image(image.path, Registry::Where::kLeaf));
+  for (const InstanceRecord& user : users)
+    if (!user.read_only) return ask_for_snapshot(user, name, options);
   VBDKIT_ASSIGN(const auto lock, drivers::ImageLock::take(image.path, drivers::LockMode::kWriter));
   VBDKIT_TRY(drivers::check_childless(image.path));
   VBDKIT_ASSIGN(auto taken, drivers::ImageSnapshot::prepare(image, name, options));
@@ -51,6 +72,7 @@ Result<void> take_snapshot(const drivers::NodeSpec& image, const std::string& na
 int snapshot(const std::vector<std::string>& args, const Logger& log) {
   Syntax syntax("snapshot [OPTION...] SPEC NAME", {"SPEC", "NAME"});
   add_format_options(syntax);
+  add_runtime_dir_option(syntax.options);
   return run_command(syntax, args, log, run_snapshot);
 }
 
@@ -60,6 +82,7 @@ int clone(const std::vector<std::string>& args, const Logger& log) {
       "base", po::value<std::string>()->value_name("NAME"),
       "keep the present content under this name, so that SPEC can be written further on");
   add_format_options(syntax);
+  add_runtime_dir_option(syntax.options);
   return run_command(syntax, args, log, run_clone);
 }
 

@@ -39,7 +39,8 @@ backend_blkif_blkif_test_LDADD = libblkif.la $(GTEST_LIBS)
 blkif_simtests = \
   tests/sim/blkif_lifecycle_test \
   tests/sim/blkif_protocol_test \
-  tests/sim/blkif_security_test
+  tests/sim/blkif_security_test \
+  tests/sim/live_chain_test
 check_PROGRAMS += $(blkif_simtests)
 TESTS += $(blkif_simtests)
 blkif_simtest_cppflags = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
@@ -50,6 +51,12 @@ tests_sim_blkif_lifecycle_test_SOURCES = \
   tests/sim/blkif_test_base.h
 tests_sim_blkif_lifecycle_test_CPPFLAGS = $(blkif_simtest_cppflags)
 tests_sim_blkif_lifecycle_test_LDADD = $(blkif_simtest_ldadd)
+
+tests_sim_live_chain_test_SOURCES = tests/sim/live_chain_test.cc
+tests_sim_live_chain_test_CPPFLAGS = $(blkif_simtest_cppflags)
+tests_sim_live_chain_test_LDADD = libcontrol.la $(blkif_simtest_ldadd)
+# It runs them.
+EXTRA_tests_sim_live_chain_test_DEPENDENCIES = vbdkit vbdkit-backend
 
 tests_sim_blkif_security_test_SOURCES = \
   tests/sim/blkif_security_test.cc \

@@ -80,8 +80,7 @@ Result<void> CoalesceJob::look() {
       return {};
     }
   }
-  VBDKIT_ASSIGN(ImageLock lock, ImageLock::take(image_.path, LockMode::kWriter));
-  locks_.push_back(std::move(lock));
+  VBDKIT_TRY(lock_the_image());
   ChainFacts chain = inspect_chain(image_.path, image_.driver);
   if (chain.broken) return std::move(*chain.broken);
   if (chain.paths.size() < 2)
@@ -108,12 +107,41 @@ Result<void> CoalesceJob::look() {
   if (journal) journal_ = std::move(*journal);
   journal_.image = image_inode;
   journal_.parent = parent_inode;
-  return look_for_children();
+  VBDKIT_TRY(look_for_children());
+  // A leaf is for nobody else to use meanwhile.
+  if (live_ && journal_.children.empty()) {
+    live_ = false;
+    VBDKIT_TRY(image_lock_->change(LockMode::kWriter));
+  }
+  return live_ ? look_for_users() : Result<void>();
+}
+
+// Where images stand on it, others may go on reading it, and come and go.
+Result<void> CoalesceJob::lock_the_image() {
+  live_ = options_.users != nullptr;
+  VBDKIT_ASSIGN(ImageLock lock,
+                ImageLock::take(image_.path, live_ ? LockMode::kReader : LockMode::kWriter));
+  if (live_) VBDKIT_TRY(lock.mark_merging());
+  image_lock_.emplace(std::move(lock));
+  return {};
 }
 
 // Everybody who reads through the parent must be known: the image itself, and those that an
 // interrupted job has put there.
 Result<void> CoalesceJob::look_for_children() {
+  VBDKIT_TRY(find_children());
+  for (const CoalesceJournal::Child& child : journal_.children) {
+    // Better now than after the copying.
+    CoalesceJournal::Child trial = child;
+    VBDKIT_TRY(plan_child(trial));
+    if (live_) continue;  // they are locked while they are written
+    VBDKIT_ASSIGN(ImageLock lock, ImageLock::take(child.path, LockMode::kWriter));
+    child_locks_.push_back(std::move(lock));
+  }
+  return {};
+}
+
+Result<void> CoalesceJob::find_children() {
   std::vector<std::string> directories = options_.directories;
   for (const std::string& directory : {directory_of(image_.path), directory_of(parent_.path)})
     if (std::none_of(directories.begin(), directories.end(),
@@ -134,14 +162,7 @@ Result<void> CoalesceJob::look_for_children() {
     for (const ForestImage* child : forest.children_of(image_.path))
       if (!known(child->path)) journal_.children.push_back({child->path, child->facts.format, {}});
   }
-  for (const CoalesceJournal::Child& child : journal_.children) {
-    VBDKIT_ASSIGN(ImageLock lock, ImageLock::take(child.path, LockMode::kWriter));
-    locks_.push_back(std::move(lock));
-    // Better now than after the copying.
-    CoalesceJournal::Child trial = child;
-    VBDKIT_TRY(plan_child(trial));
-  }
-  return {};
+  return live_ ? add_children_of_users() : Result<void>();
 }
 
 uint64_t CoalesceJob::settled() const {
@@ -171,7 +192,13 @@ Result<void> CoalesceJob::open_nodes() {
   OpenContext writing = context_;
   writing.options.read_only = false;
   writing.options.shared = false;
-  VBDKIT_ASSIGN(destination_, open_graph({{parent_}}, writing));
+  NodeSpec parent = parent_;
+  if (live_) {
+    VBDKIT_TRY(lock_for_copy());
+    parent.options["locking"] = "off";
+    writing.options.readers = true;
+  }
+  VBDKIT_ASSIGN(destination_, open_graph({{parent}}, writing));
   VBDKIT_TRY(journal_.save(journal_path_));
   // What the image does not hold behind the parent's end is zero, and so is what is added here.
   if (destination_->info().size.v < size_) VBDKIT_TRY(destination_->resize(Bytes{size_}));
@@ -242,30 +269,53 @@ Result<void> CoalesceJob::close_nodes() {
 
 Result<void> CoalesceJob::after_copy() {
   if (only_journal_) return remove();
-  VBDKIT_ASSIGN(ImageLock lock, ImageLock::take(parent_.path, LockMode::kWriter));
-  locks_.push_back(std::move(lock));
+  // It is not written any more, unless it gets another name.
+  const LockMode mode = live_ ? LockMode::kReader : LockMode::kWriter;
+  if (parent_lock_) {
+    VBDKIT_TRY(parent_lock_->change(mode));
+  } else {
+    VBDKIT_ASSIGN(ImageLock lock, ImageLock::take(parent_.path, mode));
+    parent_lock_.emplace(std::move(lock));
+  }
   if (journal_.stage != Stage::kRemove) VBDKIT_TRY(relink());
+  if (live_) VBDKIT_TRY(refresh_users());
   return remove();
 }
 
-// From the child as it is now, where it can be read; else as it was to become.
-Result<void> CoalesceJob::plan_child(CoalesceJournal::Child& child) const {
+// From the child as it is now, where it can be read; else as it was to become. False where it
+// stands on something else by now: a snapshot has put another file under its name.
+Result<bool> CoalesceJob::plan_child(CoalesceJournal::Child& child) const {
   const ImageFormat* const format = find_image_format(child.format);
   if (format == nullptr || format->plan_parent == nullptr)
     return Error(ErrorKind::kCorrupt, child.path + ": no image that has a parent");
+  if (const auto facts = format->inspect(child.path);
+      facts && (!facts->parent || (!same_file(facts->parent->path, image_.path) &&
+                                   !same_file(facts->parent->path, parent_.path))))
+    return false;
   auto patches = format->plan_parent(child.path, parent_.path, parent_.driver);
   if (patches)
     child.patches = std::move(patches).value();
   else if (child.patches.empty() || patches.error().kind() != ErrorKind::kCorrupt)
     return std::move(patches).error();
-  return {};
+  return true;
 }
 
 Result<void> CoalesceJob::relink() {
-  for (CoalesceJournal::Child& child : journal_.children) VBDKIT_TRY(plan_child(child));
+  // Others may have come meanwhile, and have made snapshots.
+  if (live_) VBDKIT_TRY(find_children());
+  std::vector<CoalesceJournal::Child> children;
+  for (CoalesceJournal::Child& child : journal_.children) {
+    VBDKIT_ASSIGN(const bool stands_here, plan_child(child));
+    if (stands_here) children.push_back(std::move(child));
+  }
+  journal_.children = std::move(children);
   journal_.stage = Stage::kRelink;
   VBDKIT_TRY(journal_.save(journal_path_));
   for (const CoalesceJournal::Child& child : journal_.children) {
+    if (live_) {
+      VBDKIT_TRY(relink_live(child));
+      continue;
+    }
     VBDKIT_ASSIGN(ImageFile file, ImageFile::open(child.path, ImageFile::Mode::kWrite));
     VBDKIT_TRY(apply_patches(file, child.patches));
   }
@@ -282,6 +332,8 @@ Result<void> CoalesceJob::remove() {
   if (!only_journal_) {
     journal_.stage = Stage::kRemove;
     VBDKIT_TRY(journal_.save(journal_path_));
+    // Whoever has it open and is not known of.
+    if (live_ && !options_.keep) VBDKIT_TRY(image_lock_->change(LockMode::kWriter));
     result_ = parent_.path;
     if (takes_name()) {
       VBDKIT_TRY(give_owner(parent_.path, image_.path));

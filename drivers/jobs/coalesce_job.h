@@ -1,27 +1,36 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// CoalesceJob: merges an image that nobody uses into its parent. What the image holds is copied
-// into the parent, the images that stand on it are put on the parent, and its file goes.
+// CoalesceJob: merges an image into its parent. What the image holds is copied into the parent, the
+// images that stand on it are put on the parent, and its file goes.
+//
+// Where guests use what stands on the image, they read the same throughout: the job writes to the
+// parent only what the image covers, and takes nothing back that they may have seen of the parent's
+// metadata (OpenOptions::readers). Those that have the parent open are asked to let the job write
+// (CoalesceUsers::yield_locks); whoever has it open and was not asked is met by his lock. The same
+// lock keeps others away meanwhile, but for those who come with the image between themselves and
+// the parent, and may start at any time.
 //
 // Each step may be interrupted at any point and is done again by the next job on the same image:
 //  1. Copy. The image covers in itself all that is copied, so it reads the same throughout; nobody
 //     else may stand on the parent. The parent keeps its own rule, data before what points at them.
 //  2. Put each child on the parent. Both read the same now. What will be written is in the journal
-//     first.
-//  3. Remove the image, then the journal. Where nobody stands on the image, the parent takes its
-//  name.
+//     first. An image that a guest writes is put there by who has it open.
+//  3. Have all users look at their chains again, so that none has the image open, and remove the
+//  image, then the journal. Where nobody stands on the image, the parent takes its name.
 //
-// All images concerned are locked from plan() to the end. Blocks, but for the copying, which runs
-// on the context's reactor; that thread.
+// The image is locked from plan() to the end, the parent until it is written, a child while it is.
+// Blocks, but for the copying, which runs on the context's reactor; that thread.
 #pragma once
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "drivers/image_format.h"
 #include "drivers/jobs/coalesce_journal.h"
+#include "drivers/jobs/coalesce_users.h"
 #include "drivers/jobs/copy_job.h"
 #include "drivers/jobs/job.h"
 #include "drivers/registry.h"
@@ -32,6 +41,7 @@ struct CoalesceOptions {
   std::vector<std::string> directories;  // to look for children in, beside those of the two images
   bool keep = false;                     // both files keep their names; they read the same
   uint64_t stretch = uint64_t{1} << 30;  // bytes that are copied between two entries in the journal
+  CoalesceUsers* users = nullptr;  // outlives the job; none: nobody else may have the images open
 };
 
 class CoalesceJob final : public Job {
@@ -57,6 +67,16 @@ class CoalesceJob final : public Job {
 
   Result<void> look();
   Result<void> look_for_children();
+  Result<void> find_children();
+  Result<void> lock_the_image();
+  // With users: coalesce_live.cc.
+  bool is_child(const FileIdentity& file) const;
+  Result<void> add_children_of_users();
+  Result<void> look_for_users() const;
+  Result<void> lock_for_copy();
+  Result<void> ask_for(const std::string& path) const;
+  Result<void> relink_live(const CoalesceJournal::Child& child);
+  Result<void> refresh_users();
   Result<void> open_nodes();
   void copy_next();
   void copied(Result<void> result);
@@ -64,7 +84,7 @@ class CoalesceJob final : public Job {
   Result<void> close_nodes();
   Result<void> after_copy();
   Result<void> relink();
-  Result<void> plan_child(CoalesceJournal::Child& child) const;
+  Result<bool> plan_child(CoalesceJournal::Child& child) const;
   bool takes_name() const;
   Result<void> remove();
   void finish(Result<void> result);
@@ -75,7 +95,10 @@ class CoalesceJob final : public Job {
   const std::string journal_path_;
   CoalesceJournal journal_;
   NodeSpec parent_;
-  std::vector<ImageLock> locks_;
+  std::optional<ImageLock> image_lock_;
+  std::optional<ImageLock> parent_lock_;
+  std::vector<ImageLock> child_locks_;  // where nobody else may use them
+  bool live_ = false;
   uint64_t size_ = 0;  // bytes, of the image's disk
   std::string result_;
   bool only_journal_ = false;

@@ -5,6 +5,8 @@ libdrivers_la_SOURCES += \
   drivers/jobs/coalesce_journal.cc \
   drivers/jobs/coalesce_journal.h \
   drivers/jobs/chunk_bitmap.h \
+  drivers/jobs/coalesce_live.cc \
+  drivers/jobs/coalesce_users.h \
   drivers/jobs/compare_job.cc \
   drivers/jobs/compare_job.h \
   drivers/jobs/copy_job.cc \

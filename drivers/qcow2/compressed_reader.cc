@@ -21,7 +21,7 @@ Task<int> CompressedReader::fill(ClusterState state, Cluster& cluster) {
   const uint64_t start = align_down(state.host, kSectorSize);
   const uint64_t end = state.host + state.compressed_length;  // a multiple of 512
   const Buffer packed(end - start);
-  const uint64_t in_file = std::min(end, image_.file->info().size.v);
+  const uint64_t in_file = std::min(end, image_.size_for(end));
   if (start >= image_.blocking.size())
     co_return image_.mark_corrupt("compressed data at " + std::to_string(state.host) +
                                   " is beyond the end of the file");

@@ -125,6 +125,15 @@ class Image {
 
   const std::string& path() const { return blocking.path(); }
 
+  // The file's size, for what reaches up to `end`: looked at again where that is beyond what is
+  // known, as a coalescer may be adding to a parent.
+  uint64_t size_for(uint64_t end) const {
+    if (read_only && end > file->info().size.v)
+      if (const auto looked = file->refresh_size(); !looked)
+        log.error("%s", looked.error().message().c_str());
+    return file->info().size.v;
+  }
+
   NodeIo read(uint64_t offset, std::span<uint8_t> to) {
     return {ready, *file, Op::kRead, offset, to};
   }

@@ -219,7 +219,7 @@ Task<int> Qcow2Layer::map_range(MapRequest& request) {
 
 int Qcow2Layer::add_segment(Segment segment, std::vector<Segment>& segments) const {
   if (segment.kind == Segment::Kind::kData) {
-    const uint64_t size = image_.file->info().size.v;
+    const uint64_t size = image_.size_for(segment.file_offset + segment.length);
     if (segment.file_offset >= size) return EIO;
     // The file of a parent may end inside its last cluster: zeroes follow.
     const uint64_t inside = align_down(size - segment.file_offset, kSectorSize);

@@ -29,7 +29,7 @@ Task<SliceCache::Loaded> Tables::slice(uint64_t offset) {
   if (SliceRef found = cache_.find(image_, slice_offset(table, offset)))
     co_return SliceCache::Loaded{0, std::move(found)};
   if (table < g.cluster_size() || g.in_cluster(table) != 0 ||
-      !range_inside(table, g.cluster_size(), image_.file->info().size.v)) {
+      !range_inside(table, g.cluster_size(), image_.size_for(table + g.cluster_size()))) {
     co_return SliceCache::Loaded{
         image_.mark_corrupt("L2 table at " + std::to_string(table) + " is outside the file"), {}};
   }
@@ -89,7 +89,8 @@ Task<int> Tables::make_table(uint64_t index) {
 // An internal snapshot keeps the old one.
 Task<int> Tables::copy_table(uint64_t from, uint64_t to) {
   const Geometry& g = image_.g;
-  if (g.in_cluster(from) != 0 || !range_inside(from, g.cluster_size(), image_.file->info().size.v))
+  if (g.in_cluster(from) != 0 ||
+      !range_inside(from, g.cluster_size(), image_.size_for(from + g.cluster_size())))
     co_return image_.mark_corrupt("L2 table at " + std::to_string(from) + " is outside the file");
   const Buffer table(g.cluster_size());
   int error = co_await image_.read(from, table.span());

@@ -101,6 +101,15 @@ void ReadLayer::map(MapRequest& request) {
   });
 }
 
+// Where it seems to be beyond the file's end, that is looked at again: a coalescer may be adding to
+// a parent.
+bool ReadLayer::valid(uint32_t entry) {
+  if (metadata_.valid_entry(entry)) return true;
+  if (!file_->refresh_size() || file_->info().size.v <= metadata_.file_size) return false;
+  metadata_.file_size = file_->info().size.v;
+  return metadata_.valid_entry(entry);
+}
+
 void ReadLayer::read_bitmaps(Mapping& mapping) {
   const size_t size = metadata_.header.bitmap_bytes();
   const size_t count = mapping.entries.size();
@@ -109,7 +118,7 @@ void ReadLayer::read_bitmaps(Mapping& mapping) {
     const uint32_t entry = mapping.entries[i];
     const auto block = static_cast<uint32_t>(mapping.first + i);
     if (entry == kUnused) continue;
-    if (!metadata_.valid_entry(entry)) {
+    if (!valid(entry)) {
       log_.limited(complaints_, LogLevel::kError,
                    "vhd: %s: block %u would be at sector %u, outside the file or inside its tables",
                    path_.c_str(), block, entry);

@@ -41,10 +41,11 @@ class ReadLayer final : public Layer {
   struct Mapping;
 
   void read_bitmaps(Mapping& mapping);
+  bool valid(uint32_t entry);
   void answer(Mapping& mapping);
 
   const std::string path_;
-  const Metadata metadata_;
+  Metadata metadata_;
   const std::optional<std::vector<std::byte>> batmap_;
   const std::optional<ParentReference> parent_;
   const Logger& log_;

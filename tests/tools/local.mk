@@ -7,6 +7,7 @@ toolstests = \
   tests/tools/hooks.sh \
   tests/tools/images.sh \
   tests/tools/instances.sh \
+  tests/tools/live.sh \
   tests/tools/priority.sh
 TESTS += $(toolstests)
 EXTRA_DIST += $(toolstests) tests/tools/instances-lib.sh tests/tools/lib.sh tests/golden

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+//
+// vbdkit gc: what is left to do in a directory of images: coalesces that were interrupted, files
+// that an interrupted command left, and images that nobody wants. Nobody wants a VHD that is marked
+// hidden (as storage managers mark a snapshot that was deleted); with --inner, nobody wants any
+// image that others stand on. An image is merged into its parent where nobody else stands on that.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+
+#include "drivers/image_forest.h"
+#include "storage/arguments.h"
+#include "storage/coalesce.h"
+#include "storage/command.h"
+#include "storage/instance_argument.h"
+#include "storage/job_runner.h"
+#include "storage/terminal.h"
+
+namespace vbdkit::storage {
+namespace {
+
+using drivers::ForestImage;
+using drivers::ImageForest;
+
+constexpr std::string_view kJournal = ".coalesce";
+// Files that are renamed when they are complete.
+constexpr std::string_view kUnfinished[] = {".vbdkit-new", ".coalesce.new"};
+
+struct Step {
+  enum class What { kFinish, kCoalesce, kRemove };
+  What what = What::kRemove;
+  std::string path;    // of the image, or of the file that is left
+  std::string format;  // of the image
+  std::string lock;    // to be had before a file is removed: nobody works on it
+  std::string why;
+
+  friend auto operator<=>(const Step&, const Step&) = default;
+};
+
+const char* name_of(Step::What what) {
+  switch (what) {
+    case Step::What::kFinish:
+      return "finish";
+    case Step::What::kCoalesce:
+      return "coalesce";
+    case Step::What::kRemove:
+      break;
+  }
+  return "remove";
+}
+
+bool is_hidden(const ForestImage& image) {
+  for (const drivers::Attribute& attribute : image.facts.attributes) {
+    const bool* const value = std::get_if<bool>(&attribute.value);
+    if (value != nullptr && *value && attribute.name == "hidden") return true;
+  }
+  return false;
+}
+
+std::optional<Step> step_for_file(const std::string& path) {
+  if (path.ends_with(kJournal)) {
+    const std::string image = path.substr(0, path.size() - kJournal.size());
+    const auto* const format = drivers::format_by_name_of(image);
+    if (format == nullptr) return std::nullopt;
+    return Step{Step::What::kFinish, image, format->name, {}, "its coalesce was interrupted"};
+  }
+  for (const std::string_view suffix : kUnfinished)
+    if (path.ends_with(suffix))
+      return Step{Step::What::kRemove,
+                  path,
+                  {},
+                  path.substr(0, path.size() - suffix.size()),
+                  "left by a command that was interrupted"};
+  return std::nullopt;
+}
+
+std::optional<Step> step_for_image(const ImageForest& forest, const ForestImage& image,
+                                   bool inner) {
+  if (!image.problem.empty() || image.missing) return std::nullopt;
+  const bool hidden = is_hidden(image);
+  if (image.children.empty()) {
+    if (!hidden) return std::nullopt;
+    return Step{Step::What::kRemove, image.path, image.facts.format, image.path,
+                "hidden, and nothing stands on it"};
+  }
+  if (image.parent == ForestImage::kNone || !(hidden || inner)) return std::nullopt;
+  const ForestImage& parent = forest.images()[image.parent];
+  if (parent.missing || !parent.problem.empty() || parent.children.size() != 1) return std::nullopt;
+  return Step{Step::What::kCoalesce,
+              image.path,
+              image.facts.format,
+              {},
+              hidden ? "hidden" : "others stand on it, and it on nobody else's parent"};
+}
+
+// Files first, so that what was begun is ended before more is.
+Result<std::vector<Step>> find_steps(const std::string& directory, bool inner) {
+  std::vector<Step> steps;
+  std::error_code error;
+  for (std::filesystem::directory_iterator it(directory, error), end; !error && it != end;
+       it.increment(error))
+    if (auto step = step_for_file(it->path().string())) steps.push_back(std::move(*step));
+  if (error) return Error::from_errno(error.value(), "open " + directory);
+  std::sort(steps.begin(), steps.end());
+  VBDKIT_ASSIGN(const ImageForest forest, ImageForest::scan(directory));
+  for (const ForestImage& image : forest.images())
+    if (auto step = step_for_image(forest, image, inner)) steps.push_back(std::move(*step));
+  return steps;
+}
+
+Result<void> remove_file(const Step& step) {
+  std::optional<drivers::ImageLock> lock;
+  if (std::filesystem::exists(step.lock)) {
+    VBDKIT_ASSIGN(lock, drivers::ImageLock::take(step.lock, drivers::LockMode::kWriter));
+  }
+  if (::unlink(step.path.c_str()) != 0) return Error::from_errno(errno, "remove " + step.path);
+  return drivers::sync_directory(drivers::directory_of(step.path));
+}
+
+class Collector {
+ public:
+  Collector(const po::variables_map& vm, const Logger& log) : vm_(vm), log_(log) {}
+
+  Result<int> run() {
+    const std::string directory = text_of(vm_, "DIR");
+    const bool inner = vm_.count("inner") != 0;
+    if (vm_.count("dry-run") != 0) {
+      VBDKIT_ASSIGN(const auto steps, find_steps(directory, inner));
+      for (const Step& step : steps) report(step, nullptr);
+      return finish(kExitOk);
+    }
+    VBDKIT_ASSIGN(engine_, engine_of(vm_));
+    bool failed = false;
+    // Each step may make others possible.
+    for (std::set<Step> tried;;) {
+      VBDKIT_ASSIGN(const auto steps, find_steps(directory, inner));
+      const auto next = std::find_if(steps.begin(), steps.end(),
+                                     [&](const Step& s) { return !tried.contains(s); });
+      if (next == steps.end()) return finish(failed ? kExitFailure : kExitOk);
+      tried.insert(*next);
+      const Result<void> done = take(*next);
+      report(*next, &done);
+      failed = failed || !done.ok();
+    }
+  }
+
+ private:
+  Result<void> take(const Step& step) {
+    if (step.what == Step::What::kRemove) return remove_file(step);
+    VBDKIT_ASSIGN(const auto outcome, merge_into_parent({step.format, step.path, {}}, {},
+                                                        registry_of(vm_), engine_, log_));
+    return {};
+  }
+
+  void report(const Step& step, const Result<void>* done) {
+    const bool ok = done == nullptr || done->ok();
+    if (vm_.count("json") != 0) {
+      nlohmann::ordered_json entry = {
+          {"step", name_of(step.what)}, {"path", step.path}, {"reason", step.why}};
+      if (done != nullptr) entry["done"] = ok;
+      if (!ok) entry["error"] = done->error().message();
+      list_.push_back(std::move(entry));
+    } else if (ok) {
+      std::printf("%s %s (%s)\n", name_of(step.what), printable(step.path).c_str(),
+                  step.why.c_str());
+    }
+    if (!ok) log_.error("%s: %s", name_of(step.what), done->error().message().c_str());
+  }
+  int finish(int status) {
+    if (vm_.count("json") != 0) print_json(list_);
+    return status;
+  }
+
+  const po::variables_map& vm_;
+  const Logger& log_;
+  io::EngineKind engine_ = io::EngineKind::kAuto;
+  nlohmann::ordered_json list_ = nlohmann::ordered_json::array();
+};
+
+}  // namespace
+
+int gc(const std::vector<std::string>& args, const Logger& log) {
+  Syntax syntax("gc [OPTION...] DIR", {"DIR"});
+  syntax.options.add_options()                                                      //
+      ("dry-run,n", "say what would be done first, and do nothing")                 //
+      ("inner", "merge all images that others stand on, not only those marked so")  //
+      ("json", "for programs");
+  add_engine_option(syntax);
+  add_runtime_dir_option(syntax.options);
+  return run_command(syntax, args, log,
+                     [&](const po::variables_map& vm) { return Collector(vm, log).run(); });
+}
+
+}  // namespace vbdkit::storage
