@@ -51,6 +51,23 @@ for format in qcow2 vhd; do
 done
 ok "a snapshot of a disk in use keeps its name and its content"
 
+mkdir group
+vbdkit create --size 1M vhd:group/a.vhd
+vbdkit create --size 1M qcow2:group/b.qcow2
+a=$(activate vhd:group/a.vhd)
+b=$(activate qcow2:group/b.qcow2)
+vbdkit snapshot vhd:group/a.vhd group/a-then.vhd --group qcow2:group/b.qcow2=group/b-then.qcow2
+[ "$(chain_of "$a")$(chain_of "$b")" = '["a.vhd","a-then.vhd"]["b.qcow2","b-then.qcow2"]' ] ||
+  fail "a group: $(chain_of "$a")$(chain_of "$b")"
+refused 1 'taken: group/a-2.vhd: .*File exists' snapshot vhd:group/a.vhd group/a-2.vhd \
+  --group qcow2:group/b.qcow2=group/b-then.qcow2
+for disk in "$a" "$b"; do
+  [ "$(record "$disk" | jq -r .state)" = running ] || fail "a disk of a group still waits"
+  end "$disk"
+done
+refused 2 'expected SPEC=NAME' snapshot vhd:group/a.vhd group/x.vhd --group qcow2:group/b.qcow2
+ok "a group of disks is snapshotted at one moment"
+
 # base - before - mid, and another disk on before.
 for format in qcow2 vhd; do
   vbdkit create --parent "$format:$format/before.$format" "$format:$format/other.$format"
