@@ -4,6 +4,7 @@
 #include <chrono>
 #include <utility>
 
+#include "base/code_pages.h"
 #include "config.h"
 
 namespace vbdkit {
@@ -94,7 +95,7 @@ Result<void> Instance::attach(const std::string& backend) {
   blkif::VbdCallbacks callbacks{
       .on_state = [this,
                    backend](XenbusState state) { vbd_event("X_VBDKIT_VBD_STATE", backend, state); },
-      .on_connected = {},
+      .on_connected = [this](bool) { reactor_.post(release_code_pages); },
       // The Vbd may not be destroyed inside of its own callback.
       .on_gone = [this, backend] { reactor_.post([this, backend] { vbd_gone(backend); }); },
   };

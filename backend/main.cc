@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "backend/instance.h"
+#include "base/code_pages.h"
 #include "base/uuid.h"
 #include "config.h"
 
@@ -265,6 +266,7 @@ Result<void> serve(Arguments& arguments, Fd& starter, const Logger& log) {
     asked = true;
     instance->quit();
   });
+  reactor->post(release_code_pages);
   return reactor->run();
 }
 

@@ -3,6 +3,8 @@ noinst_LTLIBRARIES += libbase.la
 libbase_la_SOURCES = \
   base/buffer_pool.cc \
   base/buffer_pool.h \
+  base/code_pages.cc \
+  base/code_pages.h \
   base/fd.cc \
   base/fd.h \
   base/log.cc \
@@ -20,6 +22,7 @@ check_PROGRAMS += base/base_test
 TESTS += base/base_test
 base_base_test_SOURCES = \
   base/buffer_pool_test.cc \
+  base/code_pages_test.cc \
   base/log_test.cc \
   base/result_test.cc
 base_base_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
