@@ -15,4 +15,5 @@ dist_man_MANS += \
 EXTRA_DIST += \
   docs/admin.md \
   docs/driver-author.md \
-  docs/packager.md
+  docs/packager.md \
+  docs/storage-manager.md

@@ -281,9 +281,13 @@ def measure_open(bench, fmt, depths, peers):
             bench.results.add(f"chain {fmt} {depth} open {OPEN_GIB} GiB", subject, pss_kib=pss_kib(process.pid))
 
 
-def measure(results, build, directory, rounds, seconds):
+def fresh(directory):
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
+
+
+def measure(results, build, directory, rounds, seconds):
+    fresh(directory)
     with tempfile.TemporaryDirectory(prefix="vbdkit-bench-") as sockets:
         bench = Bench(results, build, rounds, seconds, directory, pathlib.Path(sockets))
         peers = ["qemu-nbd", "qsd"]
@@ -295,5 +299,4 @@ def measure(results, build, directory, rounds, seconds):
             measure_served(bench, fmt, chains, peers)
             measure_allocating(bench, fmt, chains, peers)
             measure_convert(bench, fmt, chains[1][-1])
-            shutil.rmtree(directory)
-            directory.mkdir()
+            fresh(directory)

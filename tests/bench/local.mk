@@ -2,6 +2,7 @@
 EXTRA_DIST += \
   tests/bench/benchlib.py \
   tests/bench/chain.py \
+  tests/bench/live.py \
   tests/bench/nbd.py \
   tests/bench/run \
   tests/bench/sim.py

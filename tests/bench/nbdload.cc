@@ -4,9 +4,10 @@
 // that the server and not the client is what is measured (fio's nbd engine saturates first).
 //
 //   nbdload --socket PATH [--rw randread|randwrite|read|write] [--bs BYTES] [--qd N] [--seconds S]
-//           [--ios N] [--export NAME] [--pid SERVER]
+//           [--ios N] [--rate N] [--export NAME] [--pid SERVER]
 //
-// Ends after N requests where --ios is given, else after S seconds.
+// Ends after N requests where --ios is given, else after S seconds. --rate N sends one request at a
+// time, N a second or as many as come back.
 //
 // Prints one JSON object: iops, mib_s, latency percentiles in µs, and with --pid the server's CPU
 // time per request (all its threads, /proc/PID/task/*/schedstat) and this client's own.
@@ -27,6 +28,7 @@
 #include <fstream>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "backend/nbd/protocol.h"
@@ -45,7 +47,8 @@ struct Options {
   uint32_t block = 4096;  // bytes
   unsigned depth = 32;
   double seconds = 3;
-  uint64_t ios = 0;  // 0: by time
+  uint64_t ios = 0;   // 0: by time
+  uint64_t rate = 0;  // a second; 0: no limit
   int pid = 0;
 
   bool random() const { return rw.starts_with("rand"); }
@@ -76,14 +79,18 @@ Options parse(int argc, char** argv) {
       o.seconds = std::stod(value);
     else if (key == "--ios")
       o.ios = std::stoull(value);
+    else if (key == "--rate")
+      o.rate = std::stoull(value);
     else if (key == "--pid")
       o.pid = std::stoi(value);
     else
       die("unknown option " + key);
   }
+  if (o.rate != 0) o.depth = 1;
   if (o.socket.empty() || argc % 2 == 0 || o.block == 0 || o.depth == 0)
-    die("usage: nbdload --socket PATH [--rw …] [--bs …] [--qd …] [--seconds …] [--ios …] [--pid "
-        "…]");
+    die("usage: nbdload --socket PATH [--rw …] [--bs …] [--qd …] [--seconds …] [--ios …] [--rate "
+        "…] "
+        "[--pid …]");
   return o;
 }
 
@@ -306,9 +313,14 @@ void Client::run() {
   for (unsigned i = 0; i < o_.depth; ++i) issue(i);
   size_t kept = 0;
   uint64_t receives = 0;
+  auto next = start;
   while (true) {
     stop_ = o_.ios != 0 ? issued_ >= o_.ios : Clock::now() >= end;
     if (stop_ && o_.ios == 0) queued_.clear();
+    if (o_.rate != 0 && !queued_.empty()) {
+      next = std::max(Clock::now(), next + std::chrono::nanoseconds(1'000'000'000 / o_.rate));
+      std::this_thread::sleep_until(next);
+    }
     flush_requests();
     if (in_flight_ == 0 && skip_ == 0) break;
     const ssize_t r = ::recv(fd_.get(), rx_.data() + kept, rx_.size() - kept, 0);
