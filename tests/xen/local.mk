@@ -19,6 +19,9 @@ EXTRA_DIST += \
   tests/xen/cases/missing-image.sh \
   tests/xen/cases/multi-queue.sh \
   tests/xen/cases/ordinary-user.sh \
+  tests/xen/cases/plugin-boot-qcow2.sh \
+  tests/xen/cases/plugin-refused.sh \
+  tests/xen/cases/plugin-save-restore.sh \
   tests/xen/cases/pvh.sh \
   tests/xen/cases/read-only.sh \
   tests/xen/cases/reboot.sh \

@@ -36,6 +36,22 @@ until_true() { # until_true SECONDS COMMAND…: polls, for there is no event to 
   done
 }
 
+# --- a libxl with disk plugins ----------------------------------------------------------------------------------------
+
+# patched_libxl: from here to the end of the case, xl and libxl are those of xen-patches/.
+patched_libxl() {
+  [ -d "$patched" ] || skip "the source of Xen could not be had: no libxl with plugins here"
+  touch $state/patched_libxl
+  export PATH=$patched/bin:$PATH LD_LIBRARY_PATH=$patched/lib
+}
+patched=/lab/libxl
+[ ! -e $state/patched_libxl ] || patched_libxl
+stock_libxl() { rm -f $state/patched_libxl; }
+
+plugin_disk() { # plugin_disk VDEV FORMAT PATH [rw|r] [PLUGIN]
+  echo "format=$2,vdev=$1,access=${4:-rw},backendtype=${5:-vbdkit},target=$3"
+}
+
 # --- the backends ----------------------------------------------------------------------------------------------------
 
 vbdkitd_options=() # for a case that wants another daemon
@@ -101,6 +117,15 @@ image_chain() { # image_chain FORMAT DEPTH RAW: a base with the raw file's conte
     leaf=$images/chain-$level.$1
   done
   echo "$leaf"
+}
+
+# printed NAME WORD…: what xl printed when it created NAME has all these words.
+printed() {
+  local name=$1 word
+  shift
+  for word; do
+    grep -qF -e "$word" "$state/$name.xl" || fail "xl says nothing of '$word': $(cat "$state/$name.xl")"
+  done
 }
 
 # boot_from_chain FORMAT DEPTH: a guest has its root on a chain of images, writes, and finds it again after it rebooted,
