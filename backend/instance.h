@@ -123,6 +123,7 @@ class Instance {
   void deactivate(control::Reply reply);
   void tell_lifetime();
   void nbd_clients_changed();
+  void job_event(std::string_view name, std::string_view data);
   void quit_if_unused();
   uint64_t nbd_clients() const { return nbd_ ? nbd_->stats().connections : 0; }
   void finish_quit();

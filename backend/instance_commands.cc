@@ -59,9 +59,8 @@ void Instance::add_commands() {
   commands_.add("query-named-block-nodes", {"flat"},
                 [this](const Json&, Reply reply) { query_named_block_nodes(std::move(reply)); });
   jobs_ = std::make_unique<jobs::JobTable>(jobs::JobContext{
-      reactor_, log_, *graph_, [this](std::string_view name, std::string_view data) {
-        if (qmp_) qmp_->event(name, data);
-      }});
+      reactor_, log_, *graph_,
+      [this](std::string_view name, std::string_view data) { job_event(name, data); }});
   jobs_->add_commands(commands_);
   jobs::add_start_commands(commands_, *jobs_);
   commands_.add("quit", {}, [this](const Json&, Reply reply) {

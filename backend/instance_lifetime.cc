@@ -23,7 +23,7 @@ void Instance::deactivate(Reply reply) {
   tell_lifetime();
   control::JsonWriter w;
   w.begin_object().field("vbds", uint64_t{vbds_.size()}).field("nbd-clients", nbd_clients());
-  w.end_object();
+  w.field("jobs", uint64_t{jobs_->running() != nullptr ? 1u : 0u}).end_object();
   reply.value(w.take());
   quit_if_unused();
 }
@@ -44,8 +44,20 @@ void Instance::nbd_clients_changed() {
   });
 }
 
+void Instance::job_event(std::string_view name, std::string_view data) {
+  if (qmp_) qmp_->event(name, data);
+  if (name != "JOB_STATUS_CHANGE") return;
+  // The job tells of itself before the table knows.
+  reactor_.post([this] {
+    if (quitting_) return;
+    update_record();
+    quit_if_unused();
+  });
+}
+
 void Instance::quit_if_unused() {
-  if (ends_when_unused_ && vbds_.empty() && nbd_clients() == 0) quit();
+  if (ends_when_unused_ && vbds_.empty() && nbd_clients() == 0 && jobs_->running() == nullptr)
+    quit();
 }
 
 }  // namespace vbdkit

@@ -69,6 +69,8 @@ void Instance::write_consumers(JsonWriter& w) const {
   }
   if (const uint64_t clients = nbd_clients(); clients != 0)
     w.begin_object().field("type", "nbd").field("clients", clients).end_object();
+  if (const jobs::BlockJob* const job = jobs_->running(); job != nullptr)
+    w.begin_object().field("type", "job").field("id", job->settings().id).end_object();
   w.end_array();
 }
 

@@ -30,6 +30,8 @@ using Clock = std::chrono::steady_clock;
 
 // Opening a deep chain on slow storage takes its time.
 constexpr std::chrono::minutes kOpenTimeout{2};
+// One that ends flushes first.
+constexpr std::chrono::seconds kLastWrites{30};
 
 // An instance has no current directory of ours.
 Result<drivers::GraphSpec> absolute_spec(const std::string& text) {
@@ -102,11 +104,38 @@ Result<std::string> start(const Registry& registry, const drivers::GraphSpec& gr
   return launched.uuid;
 }
 
+Result<Fd> process_of(const InstanceRecord& instance) {
+  Fd fd(static_cast<int>(::syscall(SYS_pidfd_open, instance.pid, 0)));
+  if (!fd.valid()) return Error::from_errno(errno, title_of(instance));
+  return fd;
+}
+
+Result<void> await_end(const InstanceRecord& instance, const Fd& process,
+                       std::chrono::seconds timeout) {
+  pollfd end{process.get(), POLLIN, 0};
+  const auto deadline = Clock::now() + timeout;
+  for (;;) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
+    const int n = ::poll(&end, 1, static_cast<int>(std::max<int64_t>(0, left.count())));
+    if (n > 0) return {};
+    if (n == 0)
+      return Error(ErrorKind::kTimedOut, title_of(instance) + " has not ended within " +
+                                             std::to_string(timeout.count()) +
+                                             " s; it will when nobody uses it");
+    if (errno != EINTR) return Error::from_errno(errno, "poll");
+  }
+}
+
 Result<int> run_activate(const po::variables_map& vm) {
   const Registry registry = registry_of(vm);
   VBDKIT_ASSIGN(const Priority priority, priority_of(vm));
   VBDKIT_ASSIGN(const drivers::GraphSpec graph, absolute_spec(text_of(vm, "SPEC")));
-  VBDKIT_ASSIGN(const auto known, present(registry, graph));
+  VBDKIT_ASSIGN(auto known, present(registry, graph));
+  if (known && known->state == "ending") {
+    if (const auto process = process_of(*known))
+      VBDKIT_TRY(await_end(*known, *process, kLastWrites));
+    known.reset();
+  }
   std::string uuid;
   if (known) {
     if (known->spec != graph.to_string())
@@ -126,22 +155,6 @@ Result<int> run_activate(const po::variables_map& vm) {
   // Where that fails the disk is there all the same, and its UUID is printed.
   if (!priority.empty()) VBDKIT_TRY(set_priority(record.pid, uuid, priority));
   return kExitOk;
-}
-
-Result<void> await_end(const InstanceRecord& instance, const Fd& process,
-                       std::chrono::seconds timeout) {
-  pollfd end{process.get(), POLLIN, 0};
-  const auto deadline = Clock::now() + timeout;
-  for (;;) {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
-    const int n = ::poll(&end, 1, static_cast<int>(std::max<int64_t>(0, left.count())));
-    if (n > 0) return {};
-    if (n == 0)
-      return Error(ErrorKind::kTimedOut, title_of(instance) + " has not ended within " +
-                                             std::to_string(timeout.count()) +
-                                             " s; it will when nobody uses it");
-    if (errno != EINTR) return Error::from_errno(errno, "poll");
-  }
 }
 
 }  // namespace
@@ -171,14 +184,13 @@ int deactivate(const std::vector<std::string>& args, const Logger& log) {
       "until it has ended; without it, only an instance that nobody uses is waited for");
   add_runtime_dir_option(syntax.options);
   return run_command(syntax, args, log, [&](const po::variables_map& vm) -> Result<int> {
-    constexpr std::chrono::seconds kLastWrites{30};
     VBDKIT_ASSIGN(const auto instance,
                   find_instance(registry_of(vm), text_of(vm, "INSTANCE"), log));
-    const Fd process(static_cast<int>(::syscall(SYS_pidfd_open, instance.pid, 0)));
-    if (!process.valid()) return Error::from_errno(errno, title_of(instance));
+    VBDKIT_ASSIGN(const Fd process, process_of(instance));
     VBDKIT_ASSIGN(const auto users, ask(instance, "x-vbdkit-deactivate"));
     const bool used = users.member("vbds").number().value_or(0) != 0 ||
-                      users.member("nbd-clients").number().value_or(0) != 0;
+                      users.member("nbd-clients").number().value_or(0) != 0 ||
+                      users.member("jobs").number().value_or(0) != 0;
     if (vm.count("wait") != 0)
       VBDKIT_TRY(await_end(instance, process, std::chrono::seconds(vm["wait"].as<unsigned>())));
     else if (!used)

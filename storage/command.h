@@ -31,6 +31,7 @@ struct Command {
 };
 
 int activate(const std::vector<std::string>& args, const Logger& log);
+int attach(const std::vector<std::string>& args, const Logger& log);
 int check(const std::vector<std::string>& args, const Logger& log);
 int clone(const std::vector<std::string>& args, const Logger& log);
 int coalesce(const std::vector<std::string>& args, const Logger& log);
@@ -38,16 +39,23 @@ int compare(const std::vector<std::string>& args, const Logger& log);
 int convert(const std::vector<std::string>& args, const Logger& log);
 int create(const std::vector<std::string>& args, const Logger& log);
 int deactivate(const std::vector<std::string>& args, const Logger& log);
+int detach(const std::vector<std::string>& args, const Logger& log);
+int drain(const std::vector<std::string>& args, const Logger& log);
 int gc(const std::vector<std::string>& args, const Logger& log);
+int grow(const std::vector<std::string>& args, const Logger& log);
 int info(const std::vector<std::string>& args, const Logger& log);
+int jobs(const std::vector<std::string>& args, const Logger& log);
 int list(const std::vector<std::string>& args, const Logger& log);
 int list_drivers(const std::vector<std::string>& args, const Logger& log);
 int map(const std::vector<std::string>& args, const Logger& log);
+int pause(const std::vector<std::string>& args, const Logger& log);
 int priority(const std::vector<std::string>& args, const Logger& log);
 int resize(const std::vector<std::string>& args, const Logger& log);
+int resume(const std::vector<std::string>& args, const Logger& log);
 int serve(const std::vector<std::string>& args, const Logger& log);
 int snapshot(const std::vector<std::string>& args, const Logger& log);
 int stats(const std::vector<std::string>& args, const Logger& log);
+int throttle(const std::vector<std::string>& args, const Logger& log);
 int top(const std::vector<std::string>& args, const Logger& log);
 int tree(const std::vector<std::string>& args, const Logger& log);
 

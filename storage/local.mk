@@ -21,6 +21,7 @@ vbdkit_SOURCES = \
   storage/activate.cc \
   storage/arguments.cc \
   storage/arguments.h \
+  storage/attach.cc \
   storage/check.cc \
   storage/coalesce.cc \
   storage/coalesce.h \
@@ -42,6 +43,7 @@ vbdkit_SOURCES = \
   storage/instances.h \
   storage/job_runner.cc \
   storage/job_runner.h \
+  storage/jobs.cc \
   storage/list.cc \
   storage/list_drivers.cc \
   storage/main.cc \
@@ -60,6 +62,7 @@ vbdkit_SOURCES = \
   storage/snapshot.h \
   storage/stats.cc \
   storage/stats.h \
+  storage/steer.cc \
   storage/table.cc \
   storage/table.h \
   storage/terminal.cc \

@@ -81,14 +81,21 @@ QMP
 jq -se '.[0].QMP and .[2].id == 7 and .[2].return[0].inserted.image."virtual-size" == 67108864 and
   .[3].error.class == "CommandNotFound" and .[4].error and .[5].error and .[6].return.running' \
   out >jq.out || fail "QMP through socat: $(cat out)"
-# One that sends no end, and one that never reads: neither is waited for.
+# One that sends no end, and one that asks for ever and never reads: nobody waits for them.
 head -c 40M /dev/zero | tr '\0' '[' >huge
 socat -u OPEN:huge "UNIX-CONNECT:$qmp" 2>err || true
-exec 3> >(socat -u STDIN "UNIX-CONNECT:$qmp" 2>/dev/null)
+{
+  echo '{"execute":"qmp_capabilities"}'
+  yes '{"execute":"query-block"}'
+} | socat -u STDIN "UNIX-CONNECT:$qmp" 2>/dev/null &
 deaf=$!
-vbdkit stats --json a.vhd >out
-expect_json '.[0].uuid' "\"$a\""
-exec 3>&-
+for _ in {1..50}; do
+  vbdkit stats --json a.vhd >out
+  expect_json '.[0].uuid' "\"$a\""
+done
+rss=$(awk '$1 == "VmRSS:" { print $2 }' "/proc/$(jq .pid <(record "$a"))/status")
+[ "$rss" -lt 65536 ] || fail "the instance has $rss KiB for clients that misbehave"
+kill "$deaf"
 wait "$deaf" || true
 ok "QMP through socat; clients that misbehave"
 

@@ -8,6 +8,7 @@ toolstests = \
   tests/tools/images.sh \
   tests/tools/instances.sh \
   tests/tools/live.sh \
-  tests/tools/priority.sh
+  tests/tools/priority.sh \
+  tests/tools/steer.sh
 TESTS += $(toolstests)
 EXTRA_DIST += $(toolstests) tests/tools/instances-lib.sh tests/tools/lib.sh tests/golden
