@@ -15,5 +15,6 @@ dist_man_MANS += \
 EXTRA_DIST += \
   docs/admin.md \
   docs/driver-author.md \
+  docs/examples/storage-manager.sh \
   docs/packager.md \
   docs/storage-manager.md

@@ -50,6 +50,7 @@ int list_drivers(const std::vector<std::string>& args, const Logger& log);
 int map(const std::vector<std::string>& args, const Logger& log);
 int pause(const std::vector<std::string>& args, const Logger& log);
 int priority(const std::vector<std::string>& args, const Logger& log);
+int refresh(const std::vector<std::string>& args, const Logger& log);
 int resize(const std::vector<std::string>& args, const Logger& log);
 int resume(const std::vector<std::string>& args, const Logger& log);
 int serve(const std::vector<std::string>& args, const Logger& log);

@@ -33,6 +33,7 @@ constexpr Command kCommands[] = {
     {"map", "show which file holds which part of a disk", map},
     {"pause", "hold a running disk between two requests", pause},
     {"priority", "weigh a running disk against others", priority},
+    {"refresh", "have a running disk look at its chain again", refresh},
     {"resize", "change the size of the disk in an image", resize},
     {"resume", "end a pause", resume},
     {"serve", "export a disk over NBD, without Xen", serve, LogLevel::kInfo},

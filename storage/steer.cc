@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// The commands that are a word to a running instance: pause, resume, drain, grow,
+// The commands that are a word to a running instance: pause, resume, drain, refresh, grow,
 // throttle.
 #include <cstdio>
 
@@ -149,6 +149,13 @@ int drain(const std::vector<std::string>& args, const Logger& log) {
     // Also where that took too long: the pause is still being waited for.
     const auto resumed = ask(instance, "x-vbdkit-resume");
     return said(paused ? resumed : paused);
+  });
+}
+
+int refresh(const std::vector<std::string>& args, const Logger& log) {
+  Syntax syntax("refresh [OPTION...] INSTANCE", {"INSTANCE"});
+  return with_instance(syntax, args, log, [](const auto&, const auto& instance) {
+    return said(ask(instance, "x-vbdkit-refresh"));
   });
 }
 

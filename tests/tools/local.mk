@@ -9,6 +9,7 @@ toolstests = \
   tests/tools/instances.sh \
   tests/tools/live.sh \
   tests/tools/priority.sh \
-  tests/tools/steer.sh
+  tests/tools/steer.sh \
+  tests/tools/storage_manager.sh
 TESTS += $(toolstests)
 EXTRA_DIST += $(toolstests) tests/tools/instances-lib.sh tests/tools/lib.sh tests/golden

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# A word to a running disk: pause, resume, drain, grow, throttle, and its jobs.
+# A word to a running disk: pause, resume, drain, refresh, grow, throttle, and its jobs.
 # shellcheck source=tests/tools/instances-lib.sh
 . "$(dirname "$0")/instances-lib.sh"
 need cmp jq nbdinfo qemu-io socat
@@ -81,3 +81,14 @@ refused 1 'is attached to no device' detach a.img
 refused 1 'was not attached by vbdkit' detach /dev/nbd0
 vbdkit deactivate a.img
 ok "attach and detach say what is missing"
+
+# Parents that were put together without its knowledge: the chain is read anew beneath a client.
+vbdkit convert raw:a.img qcow2:base.qcow2
+vbdkit create --parent qcow2:base.qcow2 qcow2:leaf.qcow2
+b=$(activate qcow2:leaf.qcow2)
+vbdkit refresh leaf.qcow2
+qemu-io -f raw -c 'read -P 5 0 20M' "nbd+unix:///?socket=$(jq -r .nbd <(record "$b"))" >out
+grep -q 'read 20971520' out || fail "after refresh: $(cat out)"
+refused 1 'no instance' refresh gone
+vbdkit deactivate leaf.qcow2
+ok "refresh"
