@@ -74,7 +74,7 @@ class CoalesceJob final : public Job {
   Result<void> add_children_of_users();
   Result<void> look_for_users() const;
   Result<void> lock_for_copy();
-  Result<void> ask_for(const std::string& path) const;
+  Result<ImageLock> borrow(const std::string& path) const;
   Result<void> relink_live(const CoalesceJournal::Child& child);
   Result<void> refresh_users();
   Result<void> open_nodes();

@@ -10,6 +10,8 @@ namespace {
 
 using User = CoalesceUsers::User;
 
+constexpr unsigned kAttempts = 3;
+
 size_t position(const User& user, const FileIdentity& file) {
   const auto at = std::find_if(user.chain.begin(), user.chain.end(),
                                [&](const auto& image) { return image.identity == file; });
@@ -82,16 +84,19 @@ Result<void> CoalesceJob::look_for_users() const {
   return {};
 }
 
-// All who have the file open for reading let us write it.
-Result<void> CoalesceJob::ask_for(const std::string& path) const {
-  VBDKIT_ASSIGN(const auto users, options_.users->of(path));
-  for (const User& user : users) VBDKIT_TRY(options_.users->yield_locks(user, {path}));
-  return {};
+// All who have the file open for reading let us write it. On a slow machine one of them may have
+// taken its lock back before we have ours, or another may have come: they are asked again.
+Result<ImageLock> CoalesceJob::borrow(const std::string& path) const {
+  for (unsigned attempt = 1;; ++attempt) {
+    VBDKIT_ASSIGN(const auto users, options_.users->of(path));
+    for (const User& user : users) VBDKIT_TRY(options_.users->yield_locks(user, {path}));
+    auto lock = ImageLock::take(path, LockMode::kCoalescer);
+    if (lock || lock.error().kind() != ErrorKind::kBusy || attempt == kAttempts) return lock;
+  }
 }
 
 Result<void> CoalesceJob::lock_for_copy() {
-  VBDKIT_TRY(ask_for(parent_.path));
-  VBDKIT_ASSIGN(ImageLock lock, ImageLock::take(parent_.path, LockMode::kCoalescer));
+  VBDKIT_ASSIGN(ImageLock lock, borrow(parent_.path));
   parent_lock_.emplace(std::move(lock));
   // Who came between the question and the lock was met by it; who was there is looked at again.
   return look_for_users();
@@ -104,10 +109,8 @@ Result<void> CoalesceJob::relink_live(const CoalesceJournal::Child& child) {
   for (const User& user : users)
     if (position(user, file) == 0 && !user.read_only)
       return options_.users->relink(user, image_.path, {parent_.path, parent_.driver, parent});
-  if (!users.empty()) VBDKIT_TRY(ask_for(child.path));
-  VBDKIT_ASSIGN(
-      const ImageLock lock,
-      ImageLock::take(child.path, users.empty() ? LockMode::kWriter : LockMode::kCoalescer));
+  VBDKIT_ASSIGN(const ImageLock lock, users.empty() ? ImageLock::take(child.path, LockMode::kWriter)
+                                                    : borrow(child.path));
   // Now nobody changes it; before, somebody may have.
   CoalesceJournal::Child again = child;
   VBDKIT_ASSIGN(const bool stands_here, plan_child(again));
