@@ -163,6 +163,7 @@ void LiveCommands::snapshot_name(const Json& arguments, Reply reply) {
 }
 
 void LiveCommands::take(std::shared_ptr<Snapshot> snapshot, Reply reply) {
+  if (const auto free = graph_.unreserved(); !free) return reply.error(free.error());
   const auto held = hold(std::move(reply));
   LiveGraph::Change change;
   change.flush = true;
@@ -271,6 +272,7 @@ void step_through(io::Reactor& reactor,
 
 void LiveCommands::change_parents(std::shared_ptr<std::unique_ptr<drivers::ChainRefresh>> refresh,
                                   MakeRefresh make, bool flush, Reply reply) {
+  if (const auto free = graph_.unreserved(); !free) return reply.error(free.error());
   const auto held = hold(std::move(reply));
   LiveGraph::Change change;
   change.flush = flush;

@@ -38,6 +38,12 @@ drivers::Node& LiveGraph::image() const {
 
 drivers::ChainNode* LiveGraph::chain() const { return dynamic_cast<drivers::ChainNode*>(&image()); }
 
+Result<void> LiveGraph::unreserved() const {
+  if (reserved_by_.empty()) return {};
+  return Error(ErrorKind::kBusy, reserved_by_ + " runs on this disk; wait for its end or cancel it",
+               EBUSY);
+}
+
 void LiveGraph::change(Change change) {
   if (closed_) {
     reactor_.post([done = std::move(change.done)] {

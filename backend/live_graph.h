@@ -15,6 +15,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "backend/scheduler.h"
@@ -75,6 +76,12 @@ class LiveGraph {
   // After each change that succeeded, before its `done`. For the graph's lifetime.
   void on_changed(std::function<void()> observer) { observers_.push_back(std::move(observer)); }
 
+  // Somebody relies on the image's files: whoever would change them for another reason asks first,
+  // and gets the reason why not.
+  void reserve(std::string by) { reserved_by_ = std::move(by); }
+  void release() { reserved_by_.clear(); }
+  Result<void> unreserved() const;
+
   bool changing() const { return !changes_.empty(); }
   // Refuses further changes; `closed` runs, from the loop, when those that were asked for are over.
   void close(std::function<void()> closed);
@@ -100,6 +107,7 @@ class LiveGraph {
   std::deque<Change> changes_;  // the first is under way
   bool paused_ = false;         // by us
   bool closed_ = false;
+  std::string reserved_by_;
   std::vector<std::function<void()>> closing_;
   Flush flush_;
   // Callbacks that outlive this find it gone.

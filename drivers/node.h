@@ -118,6 +118,8 @@ class Node {
   virtual Result<void> resize(Bytes size) = 0;
   // Opens the same thing anew (another descriptor, other flags) without losing requests in flight.
   virtual Result<void> reopen(bool read_only) = 0;
+  // The file beneath has this name now; it is the same file.
+  virtual void renamed(const std::string&) {}
   // Lets others use the storage too, or no longer so, without closing it. Nothing where there are
   // no locks. What fails changes nothing.
   virtual Result<void> share(Sharing) { return {}; }

@@ -49,7 +49,8 @@ Result<RawOptions> read_options(const NodeSpec& spec) {
   return options;
 }
 
-LockMode lock_mode(bool read_only, bool shared) {
+LockMode lock_mode(bool read_only, bool shared, bool readers) {
+  if (readers && !read_only) return LockMode::kCoalescer;
   if (shared) return read_only ? LockMode::kSharedReader : LockMode::kSharedWriter;
   return read_only ? LockMode::kReader : LockMode::kWriter;
 }
@@ -68,6 +69,7 @@ class RawNode final : public Node, private BouncePool::Client {
       : spec_(spec),
         options_(options),
         shared_(context.options.shared),
+        readers_(context.options.readers),
         child_(context.options.child),
         ignore_flush_(context.options.ignore_flush),
         reactor_(context.reactor),
@@ -90,6 +92,7 @@ class RawNode final : public Node, private BouncePool::Client {
   Result<void> reopen(bool read_only) override;
   std::string identity() const override;
   void list_images(std::vector<StoredImage>& images) const override;
+  void renamed(const std::string& path) override { spec_.path = path; }
   Result<void> share(Sharing sharing) override;
 
  private:
@@ -110,9 +113,10 @@ class RawNode final : public Node, private BouncePool::Client {
   void direct_refused(RawFile& file) override;
   void finish(Request& request, int error);
 
-  const NodeSpec spec_;
+  NodeSpec spec_;
   const RawOptions options_;
   const bool shared_;
+  const bool readers_;       // OpenOptions::readers
   const std::string child_;  // OpenOptions::child
   const bool ignore_flush_;
   io::Reactor& reactor_;
@@ -152,7 +156,7 @@ Result<void> RawNode::take_locks(const RawFile& file) {
     VBDKIT_ASSIGN(claim_, std::move(fd));
   }
   sharing_ = Sharing::kAsOpened;
-  auto locked = lock_image(file.fd.get(), path(), lock_mode(file.read_only, shared_));
+  auto locked = lock_image(file.fd.get(), path(), lock_mode(file.read_only, shared_, readers_));
   if (!locked && file.read_only && !shared_ && !child_.empty() && is_merging(child_)) {
     sharing_ = Sharing::kCoalescer;
     locked = lock_image(file.fd.get(), path(), LockMode::kYieldingReader);
@@ -167,7 +171,7 @@ Result<void> RawNode::share(Sharing sharing) {
   const auto mode = [&](Sharing s) {
     return s == Sharing::kCoalescer ? LockMode::kYieldingReader
            : s == Sharing::kReaders ? LockMode::kReader
-                                    : lock_mode(file_->read_only, false);
+                                    : lock_mode(file_->read_only, false, readers_);
   };
   if (!file_->read_only && sharing == Sharing::kCoalescer)
     return Error(ErrorKind::kInvalid, path() + ": is open for writing here", EINVAL);

@@ -25,6 +25,7 @@ class BackupJob final : public BlockJob {
                                                   JobTarget target, Options options);
 
   const char* type() const override { return "backup"; }
+  bool changes_image() const override { return false; }
 
  private:
   struct Flush : drivers::Request {

@@ -197,13 +197,14 @@ void BlockJob::take_out(Last last, Done done) {
       });
 }
 
-void BlockJob::replace(NodePtr& target, Done done) {
+void BlockJob::replace(NodePtr& target, Last last, Done done) {
   context_.graph.change({
       .flush = true,
-      .apply = [this, &target](NodePtr& top) -> Result<void> {
+      .apply = [this, &target, last = std::move(last)](NodePtr& top) -> Result<void> {
         if (filter_->failure()) return *filter_->failure();
         if (!filter_->todo().none())
           return Error(ErrorKind::kIo, "the disk failed a write at the moment of the switch");
+        if (last) VBDKIT_TRY(last(top));
         target = exchange_node(top, *filter_, std::move(target));
         filter_ = nullptr;
         return {};

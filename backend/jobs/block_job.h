@@ -63,6 +63,8 @@ class BlockJob {
   BlockJob& operator=(const BlockJob&) = delete;
 
   virtual const char* type() const = 0;  // "mirror"
+  // Whether it would be disturbed by another who puts an image in front, or takes one out.
+  virtual bool changes_image() const { return true; }
 
   // `ended` is called from the loop when the job is concluded.
   void start(std::function<void()> ended);
@@ -98,11 +100,12 @@ class BlockJob {
   // by replace(). Where it fails, the filter must be there still.
   virtual void finish(Done done) = 0;
 
-  // Puts the job's own `target` in the place of the filter and all beneath it, after a flush of
-  // both. What was there is destroyed when the disk runs again.
-  void replace(drivers::NodePtr& target, Done done);
-  // Takes the filter out; before that, with nothing in flight, does `last`, unless that fails.
+  // With nothing in flight; where it fails, nothing is changed.
   using Last = std::function<Result<void>(drivers::NodePtr& top)>;
+  // Does `last`, and puts the job's own `target` in the place of the filter and all beneath it,
+  // after a flush of both. What was there is destroyed when the disk runs again.
+  void replace(drivers::NodePtr& target, Last last, Done done);
+  // Does `last` and takes the filter out.
   void take_out(Last last, Done done);
   // What attach() does, for one that does more in the same change.
   void put_above_image(drivers::NodePtr& top);

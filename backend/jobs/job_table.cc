@@ -35,11 +35,14 @@ Result<void> JobTable::admit(const std::string& id) const {
 
 void JobTable::start(std::unique_ptr<BlockJob> job) {
   BlockJob* const started = job.get();
+  if (job->changes_image())
+    context_.graph.reserve("Job '" + job->settings().id + "' (" + job->type() + ")");
   jobs_.push_back(std::move(job));
   started->start([this, started] { ended(started); });
 }
 
 void JobTable::ended(BlockJob* job) {
+  if (job->changes_image()) context_.graph.release();
   if (job->settings().auto_dismiss) dismiss(*job);
   if (closing_ && running() == nullptr && closed_) std::exchange(closed_, nullptr)();
 }

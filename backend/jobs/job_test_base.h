@@ -162,6 +162,7 @@ class JobTest : public testing::Test {
   // Opens the disk; `before` sees the graph first.
   void open(const std::string& spec, const std::function<void(LiveGraph&)>& before = {}) {
     reactor_ = std::move(io::Reactor::create({}, log_)).value();
+    commands_ = {};
     auto node = open_node(spec);
     ASSERT_NE(nullptr, node);
     graph_ = std::make_unique<LiveGraph>(*reactor_, std::move(node));

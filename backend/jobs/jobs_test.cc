@@ -2,6 +2,7 @@
 //
 // Jobs on real images under a guest that writes all the time, steered by a QMP client.
 #include "backend/jobs/job_test_base.h"
+#include "drivers/chain/live_chain.h"
 
 namespace vbdkit::jobs {
 namespace {
@@ -49,6 +50,122 @@ INSTANTIATE_TEST_SUITE_P(Formats, MirrorJobTest,
                                          Move{"vhd", "qcow2"}, Move{"qcow2", "vhd"}),
                          [](const testing::TestParamInfo<Move>& test) {
                            return std::string(test.param.from) + "To" + test.param.to;
+                         });
+
+class CommitJobTest : public JobTest, public testing::WithParamInterface<const char*> {
+ protected:
+  std::string format() const { return GetParam(); }
+  std::string file(const std::string& name) const { return name + "." + format(); }
+  void make_chain() {
+    create(format(), file("base"));
+    open(format() + ":" + path(file("base")));
+    for (uint64_t at = 0; at < kSize; at += 3 << 20) fill(at, 1 << 20, 0x11);
+    close();
+    create(format(), file("middle"), file("base"));
+    open(format() + ":" + path(file("middle")));
+    for (uint64_t at = 1 << 20; at < kSize; at += 4 << 20) fill(at, 1 << 20, 0x22);
+    close();
+    create(format(), file("leaf"), file("middle"));
+  }
+  // Of a chain that is closed; QEMU knows no VHDs that have parents.
+  std::vector<uint8_t> chain_content(const std::string& name) {
+    if (format() == "qcow2") return image_content(format(), name);
+    open(format() + ":" + path(name));
+    std::vector<uint8_t> all = read_all();
+    close();
+    return all;
+  }
+  std::string commit() const {
+    return R"({"device":"disk","job-id":"c","base":")" + path(file("middle")) + "\"}";
+  }
+};
+
+TEST_P(CommitJobTest, ALeafUnderLoadBecomesItsParentAndKeepsItsName) {
+  make_chain();
+  open(format() + ":" + path(file("leaf")));
+  start_guest(21);
+  let_guest_write(300);
+  command("block-commit", commit());
+  event("BLOCK_JOB_READY");
+  let_guest_write(300);
+  command("block-job-complete", R"({"device":"c"})");
+  const auto completed = event("BLOCK_JOB_COMPLETED");
+  EXPECT_TRUE(completed.member("error").is_null()) << completed.dump();
+  EXPECT_EQ(format() + ":" + path(file("leaf")), graph_spec());
+  EXPECT_FALSE(std::filesystem::exists(path(file("middle"))));
+  EXPECT_FALSE(std::filesystem::exists(path(file("leaf") + ".merged")));
+  let_guest_write(300);
+  stop_guest();
+  const std::vector<uint8_t> model = guest_->model();
+  close();
+  check(format(), file("leaf"));
+  check(format(), file("base"));
+  EXPECT_TRUE(chain_content(file("leaf")) == model);
+  const auto facts = drivers::inspect_chain(path(file("leaf")), format());
+  EXPECT_EQ(2u, facts.paths.size());
+}
+
+TEST_P(CommitJobTest, AfterASnapshotOnlyWhatTheNewLeafHoldsIsMerged) {
+  create(format(), file("leaf"));
+  open(format() + ":" + path(file("leaf")));
+  fill(0, 8 << 20, 0x11);
+  close();
+  open(format() + ":" + path(file("leaf")), [this](LiveGraph& graph) {
+    std::filesystem::rename(path(file("leaf")), path(file("middle")));
+    create(format(), file("leaf"), file("middle"));
+    const auto put = drivers::put_in_front(*graph.chain(),
+                                           {graph.chain()->options().image, path(file("middle"))},
+                                           {*reactor_, log_, {}});
+    ASSERT_TRUE(put) << put.error().message();
+  });
+  fill(1 << 20, 1 << 20, 0x22);
+  command("block-commit", commit());
+  event("BLOCK_JOB_READY");
+  command("block-job-complete", R"({"device":"c"})");
+  EXPECT_TRUE(event("BLOCK_JOB_COMPLETED").member("error").is_null());
+  const std::vector<uint8_t> all = read_all();
+  close();
+  EXPECT_TRUE(chain_content(file("leaf")) == all);
+  EXPECT_EQ(0x11, all[0]);
+  EXPECT_EQ(0x22, all[1 << 20]);
+  EXPECT_EQ(1u, drivers::inspect_chain(path(file("leaf")), format()).paths.size());
+}
+
+TEST_P(CommitJobTest, CancelledItLeavesTheChainAsItWas) {
+  make_chain();
+  open(format() + ":" + path(file("leaf")));
+  start_guest(22);
+  let_guest_write(200);
+  command("block-commit", commit());
+  event("BLOCK_JOB_READY");
+  let_guest_write(200);
+  command("job-cancel", R"({"id":"c"})");
+  event("BLOCK_JOB_CANCELLED");
+  let_guest_write(200);
+  stop_guest();
+  const std::vector<uint8_t> model = guest_->model();
+  close();
+  check(format(), file("leaf"));
+  check(format(), file("middle"));
+  EXPECT_TRUE(chain_content(file("leaf")) == model);
+}
+
+TEST_P(CommitJobTest, WhatOthersStandOnIsNotMerged) {
+  make_chain();
+  create(format(), file("sibling"), file("middle"));
+  open(format() + ":" + path(file("leaf")));
+  command("block-commit", commit());
+  const auto completed = event("BLOCK_JOB_COMPLETED");
+  const std::string why = completed.member("error").string().value_or("");
+  EXPECT_NE(std::string::npos, why.find(file("sibling"))) << completed.dump();
+  EXPECT_NE(std::string::npos,
+            refusal("block-commit", R"({"device":"disk","base":")" + path(file("base")) + "\"}")
+                .find("can only be the parent"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, CommitJobTest, testing::Values("vhd", "qcow2"),
+                         [](const testing::TestParamInfo<const char*>& test) {
+                           return std::string(test.param);
                          });
 
 class Jobs : public JobTest {};

@@ -5,6 +5,8 @@ libjobs_la_SOURCES = \
   backend/jobs/backup_job.h \
   backend/jobs/block_job.cc \
   backend/jobs/block_job.h \
+  backend/jobs/commit_job.cc \
+  backend/jobs/commit_job.h \
   backend/jobs/copy_pump.cc \
   backend/jobs/copy_pump.h \
   backend/jobs/job_table.cc \

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "backend/jobs/backup_job.h"
+#include "backend/jobs/commit_job.h"
 #include "backend/jobs/mirror_job.h"
 #include "drivers/dirty_bitmap.h"
 #include "drivers/image_format.h"
@@ -169,6 +170,20 @@ Result<void> start_backup(JobTable& jobs, const Json& given, OpenTarget open) {
   return {};
 }
 
+Result<void> start_commit(JobTable& jobs, const Json& given) {
+  VBDKIT_ASSIGN(JobSettings settings, settings_of(given, jobs));
+  VBDKIT_TRY(only(given, "on-error", "report"));
+  const drivers::ChainNode* const chain = jobs.context().graph.chain();
+  if (const auto top = given.member("top").string();
+      top && (chain == nullptr || *top != chain->chain().paths.front()))
+    return Error(ErrorKind::kUnsupported,
+                 "Parameter 'top' can only be the disk's own image; vbdkit coalesce merges others");
+  VBDKIT_ASSIGN(auto job, CommitJob::create(jobs.context(), std::move(settings),
+                                            given.member("base").string().value_or("")));
+  jobs.start(std::move(job));
+  return {};
+}
+
 void clear_bitmap(JobTable& jobs, const Json& given, Reply reply) {
   const auto name = required(given, "name");
   if (!name) return reply.error(name.error());
@@ -211,6 +226,10 @@ void add_start_commands(control::CommandTable& commands, JobTable& jobs) {
       [&jobs](const Json& given) { return start_backup(jobs, given, open_target_spec); });
   add("drive-backup", with_common({"format", "mode", "bitmap", "bitmap-mode", "compress"}),
       [&jobs](const Json& given) { return start_backup(jobs, given, open_file); });
+  add("block-commit",
+      {"job-id", "device", "base", "top", "speed", "on-error", "filter-node-name", "auto-finalize",
+       "auto-dismiss"},
+      [&jobs](const Json& given) { return start_commit(jobs, given); });
   commands.add(
       "block-dirty-bitmap-clear", {"node", "name"},
       [&jobs](const Json& given, Reply reply) { clear_bitmap(jobs, given, std::move(reply)); });

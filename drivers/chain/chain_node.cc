@@ -96,6 +96,13 @@ void ChainNode::give_ids() {
   leaf_id_ = chain_.ids.front();
 }
 
+void ChainNode::renamed(const std::string& path) {
+  options_.image.path = path;
+  options_.spec = GraphSpec{{options_.image}}.to_string();
+  chain_.paths.front() = path;
+  chain_.leaf().file().renamed(path);
+}
+
 Chain ChainNode::exchange(Chain next, ChainOptions options) {
   const Layer* const leaf = &chain_.leaf();
   for (size_t i = 0; i < next.layers.size(); ++i) {
@@ -417,7 +424,7 @@ bool ChainNode::advance_status(Operation& op) {
   extent.length = std::min(run.length, op.end - op.cursor);
   extent.zero = run.source.kind() == Segment::Kind::kZero;
   extent.allocated = run.source.layer() != kNoLayer;
-  extent.own = run.source.layer() == 0;
+  extent.own = run.source.layer() == leaf_id_;
   if (!extents.empty() && extents.back().zero == extent.zero &&
       extents.back().allocated == extent.allocated && extents.back().own == extent.own) {
     extents.back().length += extent.length;

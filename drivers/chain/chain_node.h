@@ -72,6 +72,7 @@ class ChainNode final : public Node, private MapListener, private ParentReader {
   // same at the same places of the same file. What the map knows of the layers that go is looked up
   // anew when it is needed, not here: the cost is a few words a layer. Gives out what has left.
   Chain exchange(Chain next, ChainOptions options);
+  void renamed(const std::string& path) override;
   static constexpr uint16_t kNewId = kNoLayer;
   const WindowMap& map() const { return map_; }
 

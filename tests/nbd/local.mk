@@ -6,6 +6,7 @@ tests_bench_nbdload_LDADD = libnbdserver.la libbase.la
 nbdtests = \
   tests/nbd/dirty_bitmap.sh \
   tests/nbd/fio.sh \
+  tests/nbd/leaf_commit.sh \
   tests/nbd/qemu.sh \
   tests/nbd/serve.sh \
   tests/nbd/settings.sh \
