@@ -40,7 +40,8 @@ blkif_simtests = \
   tests/sim/blkif_lifecycle_test \
   tests/sim/blkif_protocol_test \
   tests/sim/blkif_security_test \
-  tests/sim/live_chain_test
+  tests/sim/live_chain_test \
+  tests/sim/live_job_test
 check_PROGRAMS += $(blkif_simtests)
 TESTS += $(blkif_simtests)
 blkif_simtest_cppflags = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
@@ -57,6 +58,12 @@ tests_sim_live_chain_test_CPPFLAGS = $(blkif_simtest_cppflags)
 tests_sim_live_chain_test_LDADD = libcontrol.la $(blkif_simtest_ldadd)
 # It runs them.
 EXTRA_tests_sim_live_chain_test_DEPENDENCIES = vbdkit vbdkit-backend
+
+tests_sim_live_job_test_SOURCES = \
+  tests/sim/blkif_test_base.h \
+  tests/sim/live_job_test.cc
+tests_sim_live_job_test_CPPFLAGS = $(blkif_simtest_cppflags)
+tests_sim_live_job_test_LDADD = libcontrol.la libdrivers.la $(blkif_simtest_ldadd)
 
 tests_sim_blkif_security_test_SOURCES = \
   tests/sim/blkif_security_test.cc \
