@@ -181,13 +181,8 @@ Result<void> CommitJob::take_name() {
 
 void CommitJob::name_taken(int error) {
   const auto ended = [this](Result<void> result) {
-    if (result) {
-      if (::unlink(second_name().c_str()) != 0)
-        context().log.warning(
-            "%s", Error::from_errno(errno, "remove " + second_name()).message().c_str());
-    } else {
-      give_name_back();
-    }
+    if (result) return remove_second_name();
+    give_name_back();
     std::exchange(finished_, nullptr)(std::move(result));
   };
   if (error != 0)
@@ -199,6 +194,20 @@ void CommitJob::name_taken(int error) {
         return {};
       },
       ended);
+}
+
+// Beside the loop: to give back the blocks of a large file takes the kernel seconds.
+void CommitJob::remove_second_name() {
+  if (worker_.joinable()) worker_.join();  // it has long ended
+  worker_ = std::thread([this] {
+    const int error = ::unlink(second_name().c_str()) == 0 ? 0 : errno;
+    context().reactor.post([this, error] {
+      if (error != 0)
+        context().log.warning(
+            "%s", Error::from_errno(error, "remove " + second_name()).message().c_str());
+      std::exchange(finished_, nullptr)({});
+    });
+  });
 }
 
 void CommitJob::give_name_back() {

@@ -55,6 +55,7 @@ class CommitJob final : public BlockJob {
   void flushed(int error);
   Result<void> take_name();
   void name_taken(int error);
+  void remove_second_name();
   void give_name_back();
   std::string second_name() const { return leaf_.path + ".merged"; }
   Result<drivers::ChainNode*> chain() const;

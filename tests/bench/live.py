@@ -120,7 +120,8 @@ class Disk:
     def commit(self):
         """The leaf into its parent, to the end."""
         start = time.monotonic()
-        self.control.execute("block-commit", device="disk", job_id="commit")
+        parent = self.leaf.with_name("live-parent.qcow2")
+        self.control.execute("block-commit", device="disk", job_id="commit", base=str(parent))
         self.control.wait_event("BLOCK_JOB_READY")
         self.control.execute("block-job-complete", device="commit")
         self.control.wait_event("BLOCK_JOB_COMPLETED")
