@@ -27,6 +27,7 @@ EXTRA_DIST += \
   tests/xen/cases/reboot.sh \
   tests/xen/cases/second-writer.sh \
   tests/xen/cases/shared-readonly.sh \
+  tests/xen/cases/storage-first.sh \
   tests/xen/cases/two-disks.sh \
   tests/xen/cases/xentop.sh \
   tests/xen/demo \
