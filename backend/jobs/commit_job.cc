@@ -67,6 +67,13 @@ CommitJob::CommitJob(const JobContext& context, JobSettings settings, NodeSpec l
 
 CommitJob::~CommitJob() {
   if (worker_.joinable()) worker_.join();
+  if (target_ == nullptr) return;  // never opened, or the disk by now
+  target_.reset();                 // its lock goes first
+  const auto disk = chain();
+  if (!disk) return;
+  if (const auto taken = (*disk)->chain().layers[1]->file().share(drivers::Sharing::kAsOpened);
+      !taken)
+    context().log.warning("%s", taken.error().message().c_str());
 }
 
 // The chain as it was when the job was asked for.

@@ -142,6 +142,8 @@ TEST_P(CommitJobTest, CancelledItLeavesTheChainAsItWas) {
   command("job-cancel", R"({"id":"c"})");
   event("BLOCK_JOB_CANCELLED");
   let_guest_write(200);
+  // Nobody may write the parent any more.
+  EXPECT_FALSE(drivers::ImageLock::take(path(file("middle")), drivers::LockMode::kCoalescer).ok());
   stop_guest();
   const std::vector<uint8_t> model = guest_->model();
   close();
