@@ -9,6 +9,7 @@ EXTRA_DIST += \
   tests/xen/cases/boot-qcow2-chain.sh \
   tests/xen/cases/boot-raw-file.sh \
   tests/xen/cases/boot-vhd-chain.sh \
+  tests/xen/cases/clones-coalesce.sh \
   tests/xen/cases/destroy-under-load.sh \
   tests/xen/cases/detach-busy.sh \
   tests/xen/cases/detach-force.sh \
