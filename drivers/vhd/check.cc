@@ -38,6 +38,7 @@ Result<CheckReport> Checker::run() {
   if (metadata_.fixed()) return report_;
   if (metadata_.tail_valid && !metadata_.copy_valid)
     report_.remains.push_back("the copy of the footer at the start of the file is not valid");
+  if (!metadata_.locators_inside) error("a parent locator reaches beyond the end of the file");
   VBDKIT_ASSIGN(const auto table, read_table(file_, metadata_));
   report_.blocks = metadata_.blocks();
   check_places(table);

@@ -78,10 +78,14 @@ void list_structures(Metadata& metadata) {
     add(metadata.batmap_header_at, kSectorSize);
     add(metadata.batmap->offset, uint64_t{metadata.batmap->sectors} * kSectorSize);
   }
-  for (const Locator& locator : header.locators)
-    if (locator.code != 0 && locator.length > 0 &&
-        range_inside(locator.offset, locator.space_bytes(), metadata.file_size))
-      add(locator.offset, std::max<uint64_t>(locator.space_bytes(), locator.length));
+  for (const Locator& locator : header.locators) {
+    if (locator.code == 0 || locator.length == 0) continue;
+    const uint64_t length = std::max<uint64_t>(locator.space_bytes(), locator.length);
+    if (range_inside(locator.offset, length, metadata.file_size))
+      add(locator.offset, length);
+    else
+      metadata.locators_inside = false;
+  }
 }
 
 }  // namespace

@@ -30,6 +30,9 @@ struct Metadata {
     uint64_t end = 0;
   };
   std::vector<Range> structures;
+  // False: a parent locator reaches beyond the file, and blocks that the file grows by would be
+  // taken for it.
+  bool locators_inside = true;
 
   bool fixed() const { return footer.type == DiskType::kFixed; }
   bool differencing() const { return footer.type == DiskType::kDifferencing; }

@@ -105,6 +105,11 @@ Result<std::unique_ptr<Layer>> WriteLayer::open(LayerSource source, const LayerC
   if (metadata.differencing()) {
     VBDKIT_ASSIGN(parent, read_parent(control, metadata));
   }
+  if (!metadata.locators_inside)
+    return Error(ErrorKind::kCorrupt,
+                 "vhd: " + source.path +
+                     ": a parent locator reaches beyond the end of the file, so that it cannot be "
+                     "written; vbdkit convert copies what it holds");
   VBDKIT_ASSIGN(auto table, read_table(control, metadata));
   for (uint32_t block = 0; block < table.size(); ++block)
     if (table[block] != kUnused && !metadata.valid_entry(table[block]))

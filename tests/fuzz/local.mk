@@ -65,4 +65,5 @@ EXTRA_DIST += \
   tests/fuzz/spec-corpus/text \
   tests/fuzz/vhd-corpus/differencing \
   tests/fuzz/vhd-corpus/dynamic \
-  tests/fuzz/vhd-corpus/fixed
+  tests/fuzz/vhd-corpus/fixed \
+  tests/fuzz/vhd-corpus/locator-beyond-end
