@@ -27,7 +27,7 @@ EXTRA_libxl_plugin_vbdkit_la_DEPENDENCIES = libhotplug.la
 $(libxl_plugin_vbdkit_la_OBJECTS): libxl-plugin/xen/libxl_disk_plugin.h
 
 # libxl opens the object itself.
-install-exec-hook: install-xenpluginLTLIBRARIES
+install-data-hook:
 	rm -f $(DESTDIR)$(xenplugindir)/vbdkit.la
 uninstall-hook:
 	rm -f $(DESTDIR)$(xenplugindir)/vbdkit.so
