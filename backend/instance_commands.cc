@@ -176,6 +176,7 @@ void Instance::query_instance(Reply reply) const {
   JsonWriter w;
   w.begin_object();
   write_identity(w);
+  write_chain(w);
   write_consumers(w);
   const io::ReactorCounters& r = reactor_.counters();
   w.key("reactor").begin_object().field("engine", reactor_.engine_name());

@@ -34,6 +34,12 @@ void write_image(JsonWriter& w, const drivers::StoredImage& image) {
   w.field("ro", image.read_only).field("virtual-size", image.size).end_object();
 }
 
+void write_images(JsonWriter& w, const std::vector<drivers::StoredImage>& images) {
+  w.key("chain").begin_array();
+  for (const drivers::StoredImage& image : images) write_image(w, image);
+  w.end_array();
+}
+
 }  // namespace
 
 void Instance::write_identity(JsonWriter& w) const {
@@ -51,14 +57,9 @@ void Instance::write_identity(JsonWriter& w) const {
                                              : "paused");
   w.field("qmp", runtime_->file("qmp.sock"));
   if (nbd_) w.field("nbd", nbd_->path());
-  write_chain(w);
 }
 
-void Instance::write_chain(JsonWriter& w) const {
-  w.key("chain").begin_array();
-  for (const drivers::StoredImage& image : images_of(&graph_->top())) write_image(w, image);
-  w.end_array();
-}
+void Instance::write_chain(JsonWriter& w) const { write_images(w, images_of(&graph_->top())); }
 
 void Instance::write_consumers(JsonWriter& w) const {
   w.key("consumers").begin_array();
@@ -76,7 +77,8 @@ void Instance::write_consumers(JsonWriter& w) const {
 
 Result<void> Instance::write_record() {
   std::set<std::string> keys;
-  for (const drivers::StoredImage& image : images_of(&graph_->top())) {
+  const auto images = images_of(&graph_->top());
+  for (const drivers::StoredImage& image : images) {
     keys.insert(image.device == 0    ? uri_key(image.path)
                 : image.block_device ? block_device_key(image.device)
                                      : file_key(image.device, image.inode));
@@ -87,6 +89,7 @@ Result<void> Instance::write_record() {
   JsonWriter w;
   w.begin_object();
   write_identity(w);
+  write_images(w, images);
   write_consumers(w);
   w.end_object();
   const std::string record = w.take() + "\n";
