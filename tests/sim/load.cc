@@ -177,6 +177,7 @@ uint64_t cpu_nanoseconds(pid_t pid) {
   const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(tasks.c_str()), ::closedir);
   if (dir == nullptr) return 0;
   while (const dirent* entry = ::readdir(dir.get())) {
+    if (entry->d_name[0] == '.') continue;  // "..": the process, which is its first thread again
     uint64_t running = 0;
     std::ifstream(tasks + "/" + entry->d_name + "/schedstat") >> running;
     sum += running;
