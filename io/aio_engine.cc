@@ -72,7 +72,7 @@ class AioEngine final : public FileEngine {
   void submit(FileOp& op) override { queue_.push(op); }
   bool can_flush() const override { return queue_.size() > 0 && in_flight_ < context_.depth(); }
   int event_fd() const override { return event_.get(); }
-  void flush() override;
+  void flush(size_t most) override;
   void reap() override;
 
  private:
@@ -81,7 +81,7 @@ class AioEngine final : public FileEngine {
            (op.kind != FileOp::Kind::kDataSync || has_data_sync_);
   }
   void prepare(iocb& cb, FileOp& op) const;
-  unsigned submit_batch();
+  unsigned submit_batch(size_t limit);
   void complete(FileOp& op, int64_t result);
   void complete_here();
   void reap_by_call();
@@ -120,10 +120,11 @@ void AioEngine::complete_here() {
 }
 
 // Submits from the head of the queue as much as goes in one call; how many operations left it.
-unsigned AioEngine::submit_batch() {
+unsigned AioEngine::submit_batch(size_t limit) {
   std::array<iocb, kBatch> blocks;
   std::array<iocb*, kBatch> pointers;
-  const unsigned most = std::min(kBatch, context_.depth() - in_flight_);
+  const auto most = static_cast<unsigned>(
+      std::min<size_t>(limit, std::min(kBatch, context_.depth() - in_flight_)));
   unsigned count = 0;
   for (FileOp* op = queue_.front(); op != nullptr && count < most && asynchronous(*op);
        op = op->next) {
@@ -150,11 +151,11 @@ unsigned AioEngine::submit_batch() {
   return 1;
 }
 
-void AioEngine::flush() {
-  size_t left = queue_.size();
+void AioEngine::flush(size_t most) {
+  size_t left = std::min(most, queue_.size());
   while (left > 0 && in_flight_ < context_.depth()) {
     if (asynchronous(*queue_.front())) {
-      const unsigned gone = submit_batch();
+      const unsigned gone = submit_batch(left);
       if (gone == 0) return;
       left -= std::min<size_t>(left, gone);
     } else {

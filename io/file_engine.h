@@ -49,8 +49,8 @@ class FileEngine {
 
   virtual const char* name() const = 0;
   virtual void submit(FileOp& op) = 0;
-  // Hands over what was submitted so far.
-  virtual void flush() = 0;
+  // Hands over what was submitted so far, at most that many operations.
+  virtual void flush(size_t most) = 0;
   // True where the next flush() can go on without waiting for a completion.
   virtual bool can_flush() const = 0;
   // Completes what the kernel has finished.

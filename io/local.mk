@@ -18,7 +18,10 @@ libio_la_LIBADD = libbase.la $(URING_LIBS) -laio
 if HAVE_GTEST
 check_PROGRAMS += io/reactor_test
 TESTS += io/reactor_test
-io_reactor_test_SOURCES = io/reactor_test.cc
+io_reactor_test_SOURCES = \
+  io/reactor_file_test.cc \
+  io/reactor_test.cc \
+  io/test_reactor.h
 io_reactor_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 io_reactor_test_LDADD = libio.la $(GTEST_LIBS)
 endif

@@ -5,6 +5,8 @@
 
 #include "io/file_engine.h"
 
+#include <algorithm>
+
 namespace vbdkit::io {
 namespace {
 
@@ -34,9 +36,9 @@ class SyncEngine final : public FileEngine {
   void submit(FileOp& op) override { queue_.push(op); }
   bool can_flush() const override { return queue_.size() > 0; }
 
-  void flush() override {
+  void flush(size_t most) override {
     // What a completion submits waits for the next turn, so that sockets and timers get theirs.
-    for (size_t n = queue_.size(); n > 0; --n) {
+    for (size_t n = std::min(most, queue_.size()); n > 0; --n) {
       FileOp& op = queue_.pop();
       ++counters_.kernel_entries;
       op.done(op, execute(op));

@@ -171,12 +171,16 @@ class SystemCallTest : public BlkifTest {
   std::vector<Segment> segments_;
 };
 
+// A batch of 32 is answered in four parts. Each costs at most five calls: two that hand it over,
+// the notify, and what the guest's next event takes to read and to unmask.
+constexpr double kMostCalls = 4 * 5 / 32.0;
+
 TEST_F(SystemCallTest, FarLessThanOnePerReadAtDepth32) {
-  EXPECT_LT(calls_per_request(BLKIF_OP_READ), 0.5);
+  EXPECT_LT(calls_per_request(BLKIF_OP_READ), kMostCalls);
 }
 
 TEST_F(SystemCallTest, FarLessThanOnePerWriteAtDepth32) {
-  EXPECT_LT(calls_per_request(BLKIF_OP_WRITE), 0.5);
+  EXPECT_LT(calls_per_request(BLKIF_OP_WRITE), kMostCalls);
 }
 
 }  // namespace
