@@ -1,27 +1,38 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What a guest notices of operations on its running disk: the longest I/O, beside the same load without.
 
-One client writes 4 KiB at random, 5000 times a second, one at a time. Meanwhile the disk is snapshotted, refreshed, or
-its leaf is merged into its parent. vbdkit-backend and qemu-storage-daemon, the same chains, in turn.
+One client writes 4 KiB at random, 5000 times a second, one at a time. Meanwhile the disk is snapshotted, refreshed, its
+leaf is merged into its parent, as fast as that goes and with a limit, or an image beneath the leaf is. vbdkit-backend and
+qemu-storage-daemon, the same chains, in turn. Then what control costs: a merge beside cp of as much, a QMP command, one
+instance among 10,000.
 """
 
 import contextlib
 import json
+import os
 import pathlib
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 
 import benchlib
 import chain
 from nbd import wait_for
 
 PEER = "qsd"
+MERGE = "live merge of the whole disk"
+MERGE_PEER = "cp"
 DEPTHS = [1, 64]
 RATE = "5000"
 SUBJECTS = ["vbdkit", "qsd"]
+OPERATIONS = ["nothing", "snapshot", "refresh", "coalesce", "commit", "commit-limited"]
+LIMIT = 64 << 20  # bytes a second
+ROUND_TRIPS = 2000
+INSTANCES = 10000
+FINDS = 20
 
 
 class Qmp:
@@ -73,14 +84,17 @@ class Qmp:
 class Disk:
     """One subject that serves one leaf, with its control socket."""
 
-    def __init__(self, bench, subject, leaf, directory):
+    def __init__(self, bench, subject, leaf, runtime):
         self.bench = bench
         self.subject = subject
         self.leaf = leaf
+        self.runtime = runtime
+        directory = runtime / "instances" / str(uuid.uuid4())
+        directory.mkdir(parents=True)
         self.nbd = directory / "nbd.sock"
         self.qmp = directory / "qmp.sock"
         if subject == "vbdkit":
-            command = [bench.build / "vbdkit-backend", "--spec", f"qcow2,direct=off:{leaf}", "--uuid", "bench",
+            command = [bench.build / "vbdkit-backend", "--spec", f"qcow2,direct=off:{leaf}", "--uuid", directory.name,
                        "--runtime-dir", directory, "--xentop-dir", directory]
         else:
             command = ["qemu-storage-daemon",
@@ -117,51 +131,150 @@ class Disk:
         self.control.execute("x-vbdkit-refresh")
         return time.monotonic() - start
 
-    def commit(self):
+    def commit(self, **limit):
         """The leaf into its parent, to the end."""
         start = time.monotonic()
         parent = self.leaf.with_name("live-parent.qcow2")
-        self.control.execute("block-commit", device="disk", job_id="commit", base=str(parent))
+        self.control.execute("block-commit", device="disk", job_id="commit", base=str(parent), **limit)
         self.control.wait_event("BLOCK_JOB_READY")
         self.control.execute("block-job-complete", device="commit")
         self.control.wait_event("BLOCK_JOB_COMPLETED")
         return time.monotonic() - start
 
+    def commit_limited(self):
+        return self.commit(speed=LIMIT)
+
+    def coalesce(self):
+        """The leaf's parent into its own, to the end."""
+        start = time.monotonic()
+        parent = self.leaf.with_name("live-parent.qcow2")
+        if self.subject == "vbdkit":
+            subprocess.run([self.bench.build / "vbdkit", "coalesce", "--runtime-dir", self.runtime, f"qcow2:{parent}"],
+                           check=True, stdout=subprocess.DEVNULL)
+        else:
+            base = self.leaf.with_name("live-base.qcow2")
+            self.control.execute("block-commit", device="disk", job_id="commit", top=str(parent), base=str(base))
+            self.control.wait_event("BLOCK_JOB_COMPLETED")
+        return time.monotonic() - start
+
 
 def operations(subject, depth):
-    names = ["nothing", "snapshot"]
-    if subject == "vbdkit":
-        names.append("refresh")
-    if depth > 1:
-        names.append("commit")
-    return names
+    """Those that this subject has at this depth."""
+    without = set() if subject == "vbdkit" else {"refresh"}
+    if depth < 3:
+        without |= {"coalesce", "commit", "commit-limited"}
+    return [name for name in OPERATIONS if name not in without]
 
 
-def new_leaf(bench, images):
-    """A chain as deep as that of the images, whose upper two may be changed."""
-    parent = images[-3] if len(images) > 1 else None
-    for name in ["live-parent", "live"][-len(images):]:
+def new_leaf(bench, images, every=16):
+    """A chain as deep as that of the images, whose upper three may be changed. They have one in `every` pieces."""
+    parent = images[-4] if len(images) > 3 else None
+    for name in ["live-base", "live-parent", "live"][-len(images):]:
         path = bench.create("qcow2", bench.images / f"{name}.qcow2", chain.SIZE_MIB, parent)
-        chain.fill(bench, "qcow2", path, range(0, (chain.SIZE_MIB << 20) // chain.PIECE, 16))
+        chain.fill(bench, "qcow2", path, range(0, (chain.SIZE_MIB << 20) // chain.PIECE, every))
         parent = path
     return parent
 
 
-def measure_one(bench, subject, images, name):
-    """The client's report, and how long the operation took."""
-    leaf = new_leaf(bench, images)
+@contextlib.contextmanager
+def running(bench, subject, leaf):
     with tempfile.TemporaryDirectory(prefix="live", dir=bench.sockets) as directory:
         disk = Disk(bench, subject, leaf, pathlib.Path(directory))
-        with contextlib.closing(disk.control):
-            load = subprocess.Popen([str(bench.build / "tests/bench/nbdload"), "--socket", str(disk.nbd), "--rw", "randwrite",
-                                     "--rate", RATE, "--seconds", str(bench.seconds)], stdout=subprocess.PIPE, text=True)
-            time.sleep(bench.seconds / 3)
-            took = getattr(disk, name)()
-            report = json.loads(load.communicate()[0])
+        try:
+            yield disk
+        finally:
             disk.end()
+
+
+def measure_one(bench, subject, images, name):
+    """The client's report, and how long the operation took."""
+    with running(bench, subject, new_leaf(bench, images)) as disk:
+        load = subprocess.Popen([str(bench.build / "tests/bench/nbdload"), "--socket", str(disk.nbd), "--rw", "randwrite",
+                                 "--rate", RATE, "--seconds", str(bench.seconds)], stdout=subprocess.PIPE, text=True)
+        time.sleep(bench.seconds / 3)
+        took = getattr(disk, name.replace("-", "_"))()
+        report = json.loads(load.communicate()[0])
     for left in bench.images.glob("*.snap"):
         left.unlink()
     return report, took
+
+
+def measure_latencies(bench, depth):
+    images = chain.make_chain(bench, "qcow2", depth)
+    if depth == 1:
+        chain.choose_aio(bench, images[0])
+    keys = [(subject, name) for name in OPERATIONS for subject in SUBJECTS if name in operations(subject, depth)]
+    print(f"live {depth} …", file=sys.stderr)
+    for subject, name in benchlib.alternating(keys, bench.rounds):
+        report, took = measure_one(bench, subject, images, name)
+        case = f"live {depth} {name}"
+        latency = report["lat_us"]
+        bench.results.add(case, subject, longest_us=latency["max"], p999_us=latency["p999"], p99_us=latency["p99"])
+        if took is not None:
+            bench.results.add(case, subject, took_ms=took * 1000)
+
+
+def measure_merge(bench):
+    """As much as the disk holds, merged into an empty parent beneath a guest that does nothing; cp of the same file."""
+    print("live merge …", file=sys.stderr)
+    base = bench.create("qcow2", bench.images / "live-base.qcow2", chain.SIZE_MIB)
+    for subject in benchlib.alternating([*SUBJECTS, MERGE_PEER], bench.rounds):
+        bench.create("qcow2", base, chain.SIZE_MIB)
+        parent = bench.create("qcow2", bench.images / "live-parent.qcow2", chain.SIZE_MIB, base)
+        chain.fill(bench, "qcow2", parent, range((chain.SIZE_MIB << 20) // chain.PIECE))
+        leaf = bench.create("qcow2", bench.images / "live.qcow2", chain.SIZE_MIB, parent)
+        os.sync()
+        if subject == MERGE_PEER:
+            copy = bench.images / "copy.qcow2"
+            start = time.monotonic()
+            subprocess.run(["cp", "--sparse=never", "--reflink=never", parent, copy], check=True)
+            with open(copy, "rb") as file:
+                os.fsync(file.fileno())
+            took = time.monotonic() - start
+            copy.unlink()
+        else:
+            with running(bench, subject, leaf) as disk:
+                took = disk.coalesce()
+        bench.results.add(MERGE, subject, mib_s=chain.SIZE_MIB / took)
+
+
+def measure_qmp(bench):
+    for subject in benchlib.alternating(SUBJECTS, bench.rounds):
+        leaf = bench.create("qcow2", bench.images / "live.qcow2", chain.SIZE_MIB)
+        with running(bench, subject, leaf) as disk:
+            start = time.monotonic()
+            for _ in range(ROUND_TRIPS):
+                disk.control.execute("query-block-jobs")
+            bench.results.add("live QMP round trip", subject, us=(time.monotonic() - start) * 1e6 / ROUND_TRIPS)
+
+
+def measure_find(bench):
+    """One instance among many. The others are what instances leave in a registry: their records, keys and links."""
+    print("live find …", file=sys.stderr)
+    leaf = bench.create("qcow2", bench.images / "live.qcow2", chain.SIZE_MIB)
+    with running(bench, "vbdkit", leaf) as disk:
+        own = next(disk.runtime.glob("instances/*"))
+        record = (own / "record.json").read_text(encoding="utf-8")
+        for i in range(INSTANCES):
+            name = str(uuid.UUID(int=i))
+            directory = disk.runtime / "instances" / name
+            directory.mkdir()
+            key = f"file-0:1-{i}"
+            (directory / "record.json").write_text(record.replace(own.name, name), encoding="utf-8")
+            (directory / "keys").write_text(key + "\n", encoding="utf-8")
+            (directory / "pid").write_text("1\n", encoding="utf-8")
+            link = disk.runtime / "index" / key
+            link.mkdir()
+            (link / name).symlink_to(f"../../instances/{name}")
+        ways = {"by image": f"qcow2:{leaf}", "by UUID": own.name}
+        for way in benchlib.alternating(ways, FINDS):
+            command = [str(bench.build / "vbdkit"), "list", "--json", "--runtime-dir", str(disk.runtime), ways[way]]
+            start = time.monotonic()
+            found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            took = time.monotonic() - start
+            if [one["uuid"] for one in json.loads(found.stdout)] != [own.name]:
+                sys.exit(f"bench: {command} found {found.stdout}")
+            bench.results.add(f"live find among {INSTANCES}, {way}", "vbdkit", ms=took * 1000)
 
 
 def measure(results, build, directory, rounds, seconds):
@@ -169,16 +282,9 @@ def measure(results, build, directory, rounds, seconds):
     with tempfile.TemporaryDirectory(prefix="vbdkit-bench-") as sockets:
         bench = chain.Bench(results, build, rounds, seconds, directory, pathlib.Path(sockets))
         for depth in DEPTHS:
-            images = chain.make_chain(bench, "qcow2", depth)
-            if depth == 1:
-                chain.choose_aio(bench, images[0])
-            keys = [(subject, name) for name in ("nothing", "snapshot", "refresh", "commit") for subject in SUBJECTS
-                    if name in operations(subject, depth)]
-            print(f"live {depth} …", file=sys.stderr)
-            for subject, name in benchlib.alternating(keys, rounds):
-                report, took = measure_one(bench, subject, images, name)
-                case = f"live {depth} {name}"
-                results.add(case, subject, longest_us=report["lat_us"]["max"], p999_us=report["lat_us"]["p999"])
-                if took is not None:
-                    results.add(case, subject, took_ms=took * 1000)
+            measure_latencies(bench, depth)
             chain.fresh(directory)
+        measure_merge(bench)
+        measure_qmp(bench)
+        measure_find(bench)
+        chain.fresh(directory)
