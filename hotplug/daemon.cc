@@ -102,33 +102,36 @@ Result<void> Daemon::start() {
 
 // Instances that a daemon before us has started. Their devices are found by the first scan.
 void Daemon::adopt_instances() {
+  const storage::Registry registry(options_.runtime_dir);
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(instances_dir_, error)) {
     const std::string dir = entry.path();
-    if (RuntimeDir::alive(dir)) {
-      adopt(dir);
-    } else {
+    if (!RuntimeDir::alive(dir)) {
       log_.info("%s: left by an instance that is no more", dir.c_str());
       RuntimeDir::clean(dir);
+    } else if (const auto record = registry.read(entry.path().filename()); record && record->alive) {
+      adopt(*record);
+    } else {
+      log_.warning("%s: a live instance has no record", dir.c_str());
     }
   }
 }
 
-void Daemon::adopt(const std::string& dir) {
+void Daemon::adopt(const storage::InstanceRecord& record) {
   auto instance = std::make_unique<Instance>();
-  auto found = InstanceProcess::adopt(reactor_, log_, dir, callbacks_for(*instance));
-  if (!found) {
-    log_.warning("%s: a live instance does not answer: %s", dir.c_str(),
-                 found.error().message().c_str());
+  auto process = InstanceProcess::adopt(reactor_, log_, record, callbacks_for(*instance));
+  if (!process) {
+    log_.warning("%s: a live instance cannot be reached: %s", record.directory.c_str(),
+                 process.error().message().c_str());
     return;
   }
-  instance->process = std::move(found->process);
-  instance->managed = found->managed;
+  instance->process = std::move(*process);
+  instance->managed = record.managed;
   if (const auto spec = drivers::parse_graph(instance->process->spec()))
     instance->identity = image_identity(*spec);
-  for (const std::string& backend : found->backends) {
-    if (!backend.starts_with(backend_root_ + "/")) continue;
-    if (const auto name = DeviceName::parse(backend.substr(backend_root_.size() + 1)))
+  for (const storage::RegisteredVbd& vbd : record.vbds) {
+    if (!vbd.backend.starts_with(backend_root_ + "/")) continue;
+    if (const auto name = DeviceName::parse(vbd.backend.substr(backend_root_.size() + 1)))
       instance->served.insert(*name);
   }
   log_.info("found instance %s (%s), pid %d", instance->process->uuid().c_str(),
@@ -145,7 +148,7 @@ void Daemon::adopt_started_by_others(const drivers::GraphSpec& spec) {
     const bool known = std::any_of(instances_.begin(), instances_.end(), [&](const auto& instance) {
       return instance->process->uuid() == record.uuid;
     });
-    if (!known) adopt(record.directory);
+    if (!known) adopt(record);
   }
 }
 

@@ -102,7 +102,7 @@ class Daemon {
   Daemon(io::Reactor& reactor, const Logger& log, DaemonOptions options);
   Result<void> start();
   void adopt_instances();
-  void adopt(const std::string& runtime_dir);
+  void adopt(const storage::InstanceRecord& record);
   void adopt_started_by_others(const drivers::GraphSpec& spec);
   Result<void> watch(const std::string& type);
 

@@ -8,9 +8,9 @@
 
 #include <array>
 #include <chrono>
+#include <set>
 #include <utility>
 
-#include "backend/control/qmp_client.h"
 #include "backend/control/unix_socket.h"
 #include "backend/runtime_dir.h"
 
@@ -20,7 +20,6 @@ namespace {
 
 using namespace std::chrono_literals;
 
-constexpr auto kAdoptTimeout = 2s;
 constexpr auto kQuitTimeout = 30s;  // drains, flushes; then it is told not to wait for storage
 
 std::string describe(const siginfo_t& info) {
@@ -58,32 +57,37 @@ Result<std::unique_ptr<InstanceProcess>> InstanceProcess::launch(io::Reactor& re
   return process;
 }
 
-Result<InstanceProcess::Found> InstanceProcess::adopt(io::Reactor& reactor, const Logger& log,
-                                                      const std::string& runtime_dir,
-                                                      Callbacks callbacks) {
-  Found found;
-  VBDKIT_ASSIGN(auto client, control::QmpClient::connect(runtime_dir + "/qmp.sock", kAdoptTimeout));
-  VBDKIT_ASSIGN(const auto record, client.execute("x-vbdkit-query", {}, kAdoptTimeout));
-  found.process.reset(new InstanceProcess(reactor, log, std::move(callbacks)));
-  InstanceProcess& process = *found.process;
-  process.dir_ = runtime_dir;
-  process.uuid_ = record.member("uuid").string().value_or("");
-  process.spec_ = record.member("spec").string().value_or("");
-  process.read_only_ = record.member("read-only").boolean().value_or(false);
-  process.pid_ = static_cast<pid_t>(record.member("pid").number().value_or(0));
-  process.shutting_down_ = record.member("state").string() == "ending";
-  found.managed = record.member("managed").boolean().value_or(false);
-  const auto consumers = record.member("consumers");
-  for (size_t i = 0; i < consumers.size(); ++i) {
-    if (const auto backend = consumers.at(i).member("backend").string())
-      found.backends.push_back(*backend);
-  }
-  if (process.pid_ <= 0 || process.uuid_.empty())
-    return Error(ErrorKind::kProtocol, runtime_dir + ": what answers there is no instance");
-  VBDKIT_TRY(process.watch_process());
-  VBDKIT_ASSIGN(Fd socket, control::connect_unix(process.qmp_socket()));
-  VBDKIT_TRY(process.connect(std::move(socket)));
-  return found;
+Result<std::unique_ptr<InstanceProcess>> InstanceProcess::adopt(
+    io::Reactor& reactor, const Logger& log, const storage::InstanceRecord& record,
+    Callbacks callbacks) {
+  std::unique_ptr<InstanceProcess> process(new InstanceProcess(reactor, log, std::move(callbacks)));
+  process->dir_ = record.directory;
+  process->uuid_ = record.uuid;
+  process->spec_ = record.spec;
+  process->read_only_ = record.read_only;
+  process->pid_ = record.pid;
+  process->shutting_down_ = record.state == "ending";
+  VBDKIT_TRY(process->watch_process());
+  VBDKIT_ASSIGN(Fd socket, control::connect_unix(process->qmp_socket()));
+  VBDKIT_TRY(process->connect(std::move(socket)));
+  process->link_->execute("x-vbdkit-query", {},
+                          [self = process.get(), record](Result<control::Json> answer) {
+                            if (answer) self->compare(record, *answer);
+                          });
+  return process;
+}
+
+// What happened between the record and our connection: events of it went to nobody.
+void InstanceProcess::compare(const storage::InstanceRecord& record, const control::Json& now) {
+  if (now.member("state").string() == "ending") shutting_down_ = true;
+  const bool managed = now.member("managed").boolean().value_or(false);
+  if (managed != record.managed) callbacks_.lifetime(managed);
+  std::set<std::string> served;
+  const auto consumers = now.member("consumers");
+  for (size_t i = 0; i < consumers.size(); ++i)
+    served.insert(consumers.at(i).member("backend").string().value_or(""));
+  for (const storage::RegisteredVbd& vbd : record.vbds)
+    if (!served.contains(vbd.backend)) callbacks_.vbd_gone(vbd.backend);
 }
 
 Result<void> InstanceProcess::watch_process() {

@@ -12,7 +12,6 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "backend/control/qmp_link.h"
 #include "backend/launch.h"
@@ -20,6 +19,7 @@
 #include "base/log.h"
 #include "base/result.h"
 #include "io/reactor.h"
+#include "storage/registry.h"
 
 namespace vbdkit::hotplug {
 
@@ -40,15 +40,12 @@ class InstanceProcess {
                                                          const LaunchOptions& launch,
                                                          Callbacks callbacks);
 
-  // What a running instance says about itself.
-  struct Found {
-    std::unique_ptr<InstanceProcess> process;
-    std::vector<std::string> backends;
-    bool managed = false;  // started by a daemon
-  };
-  // Asks the instance of a runtime directory and waits, shortly, for its answer.
-  static Result<Found> adopt(io::Reactor& reactor, const Logger& log,
-                             const std::string& runtime_dir, Callbacks callbacks);
+  // One that runs already, as its record has it. It is asked as well, but not waited for: an
+  // instance that hangs must not stop the daemon. What has changed since the record was written
+  // comes through the callbacks.
+  static Result<std::unique_ptr<InstanceProcess>> adopt(io::Reactor& reactor, const Logger& log,
+                                                        const storage::InstanceRecord& record,
+                                                        Callbacks callbacks);
 
   void attach(const std::string& backend, Answer answer);
   void detach(const std::string& backend, Answer answer);
@@ -68,6 +65,7 @@ class InstanceProcess {
       : reactor_(reactor), log_(log), callbacks_(std::move(callbacks)) {}
   Result<void> connect(Fd socket);
   Result<void> watch_process();
+  void compare(const storage::InstanceRecord& record, const control::Json& now);
   void on_exit();
   void on_link_closed();
   void finish();

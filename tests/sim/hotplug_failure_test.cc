@@ -157,6 +157,23 @@ TEST_F(HotplugFailure, DaemonRestartsWhileTheGuestWorks) {
   EXPECT_TRUE(instance_dirs().empty());
 }
 
+// Neither the disks of others nor its own, once it goes on.
+TEST_F(HotplugFailure, AnInstanceThatHangsDoesNotStopANewDaemon) {
+  Guest& guest = *must(world().create_guest());
+  const Disk disk = add(guest, {.target = "raw:" + image("a.img")});
+  const auto pids = instance_pids();
+  ASSERT_EQ(pids.size(), 1u);
+  ::kill(pids.front(), SIGSTOP);
+  must(daemon().stop(soon()));
+  start_daemon();
+  const Disk other = add(guest, {.vdev = "xvdb", .target = "raw:" + image("b.img")});
+  remove(other);
+  ::kill(pids.front(), SIGCONT);
+  EXPECT_EQ(run_script(disk, "add").status, 0);
+  remove(disk);
+  EXPECT_TRUE(instance_dirs().empty());
+}
+
 TEST_F(HotplugFailure, InstanceThatDiedWithoutADaemonIsCleanedUp) {
   Guest& guest = *must(world().create_guest());
   const Disk disk = add(guest, {.target = "raw:" + image("a.img")});
