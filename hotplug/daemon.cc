@@ -109,7 +109,8 @@ void Daemon::adopt_instances() {
     if (!RuntimeDir::alive(dir)) {
       log_.info("%s: left by an instance that is no more", dir.c_str());
       RuntimeDir::clean(dir);
-    } else if (const auto record = registry.read(entry.path().filename()); record && record->alive) {
+    } else if (const auto record = registry.read(entry.path().filename());
+               record && record->alive) {
       adopt(*record);
     } else {
       log_.warning("%s: a live instance has no record", dir.c_str());

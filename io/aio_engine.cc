@@ -72,7 +72,7 @@ class AioEngine final : public FileEngine {
   void submit(FileOp& op) override { queue_.push(op); }
   bool can_flush() const override { return queue_.size() > 0 && in_flight_ < context_.depth(); }
   int event_fd() const override { return event_.get(); }
-  void flush(size_t most) override;
+  void flush(const Slice& most) override;
   void reap() override;
 
  private:
@@ -81,7 +81,7 @@ class AioEngine final : public FileEngine {
            (op.kind != FileOp::Kind::kDataSync || has_data_sync_);
   }
   void prepare(iocb& cb, FileOp& op) const;
-  unsigned submit_batch(size_t limit);
+  bool submit_batch(Slice& left);
   void complete(FileOp& op, int64_t result);
   void complete_here();
   void reap_by_call();
@@ -119,17 +119,18 @@ void AioEngine::complete_here() {
   op.done(op, execute(op));
 }
 
-// Submits from the head of the queue as much as goes in one call; how many operations left it.
-unsigned AioEngine::submit_batch(size_t limit) {
+// Submits from the head of the queue as much as goes in one call. False where the kernel takes none
+// now.
+bool AioEngine::submit_batch(Slice& left) {
   std::array<iocb, kBatch> blocks;
   std::array<iocb*, kBatch> pointers;
-  const auto most = static_cast<unsigned>(
-      std::min<size_t>(limit, std::min(kBatch, context_.depth() - in_flight_)));
+  const unsigned most = std::min(kBatch, context_.depth() - in_flight_);
   unsigned count = 0;
-  for (FileOp* op = queue_.front(); op != nullptr && count < most && asynchronous(*op);
-       op = op->next) {
+  for (FileOp* op = queue_.front();
+       op != nullptr && count < most && !left.used_up() && asynchronous(*op); op = op->next) {
     prepare(blocks[count], *op);
     pointers[count] = &blocks[count];
+    left.take(*op);
     ++count;
   }
   ++counters_.kernel_entries;
@@ -137,10 +138,10 @@ unsigned AioEngine::submit_batch(size_t limit) {
   if (r > 0) {
     for (int i = 0; i < r; ++i) queue_.pop();
     in_flight_ += static_cast<unsigned>(r);
-    return static_cast<unsigned>(r);
+    return true;
   }
   // An error is about the first operation.
-  if (r == -EAGAIN && in_flight_ > 0) return 0;
+  if (r == -EAGAIN && in_flight_ > 0) return false;
   if (r == -EINVAL && queue_.front()->kind == FileOp::Kind::kDataSync) has_data_sync_ = false;
   if (r == -EAGAIN || r == 0 || !asynchronous(*queue_.front())) {
     complete_here();
@@ -148,19 +149,18 @@ unsigned AioEngine::submit_batch(size_t limit) {
     FileOp& op = queue_.pop();
     op.done(op, r);
   }
-  return 1;
+  return true;
 }
 
-void AioEngine::flush(size_t most) {
-  size_t left = std::min(most, queue_.size());
-  while (left > 0 && in_flight_ < context_.depth()) {
+void AioEngine::flush(const Slice& most) {
+  Slice left = most;
+  left.operations = std::min(left.operations, queue_.size());
+  while (!left.used_up() && in_flight_ < context_.depth()) {
     if (asynchronous(*queue_.front())) {
-      const unsigned gone = submit_batch(left);
-      if (gone == 0) return;
-      left -= std::min<size_t>(left, gone);
+      if (!submit_batch(left)) return;
     } else {
+      left.take(*queue_.front());
       complete_here();
-      --left;
     }
   }
 }

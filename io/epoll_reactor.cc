@@ -288,7 +288,7 @@ Result<void> EpollReactor::run() {
     ++counters_.turns;
     run_turn_end();
     attempt_submitted();
-    engine_->flush(SIZE_MAX);
+    engine_->flush(Slice());
     arm_touched();
     ++counters_.kernel_entries;
     const int n = epoll_wait(epoll_.get(), events.data(), kEventsPerTurn, timeout());

@@ -5,7 +5,10 @@
 // Thread: the reactor's. `done` of an operation runs inside flush() or reap(), never in submit().
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <memory>
+#include <span>
 
 #include "io/reactor.h"
 
@@ -43,14 +46,28 @@ class FileOpQueue {
   size_t size_ = 0;
 };
 
+// How much is handed to the kernel at once. The last operation may exceed the bytes.
+struct Slice {
+  size_t operations = SIZE_MAX;
+  size_t bytes = SIZE_MAX;
+
+  bool used_up() const { return operations == 0 || bytes == 0; }
+  void take(const FileOp& op) {
+    size_t moved = 0;
+    for (const iovec& v : std::span(op.iov, op.iov_count)) moved += v.iov_len;
+    bytes -= std::min(bytes, moved);
+    --operations;
+  }
+};
+
 class FileEngine {
  public:
   virtual ~FileEngine() = default;
 
   virtual const char* name() const = 0;
   virtual void submit(FileOp& op) = 0;
-  // Hands over what was submitted so far, at most that many operations.
-  virtual void flush(size_t most) = 0;
+  // Hands over what was submitted so far, at most that much.
+  virtual void flush(const Slice& most) = 0;
   // True where the next flush() can go on without waiting for a completion.
   virtual bool can_flush() const = 0;
   // Completes what the kernel has finished.

@@ -56,6 +56,29 @@ TEST_P(ReactorTest, ABulkTransferMovesTheSameBytes) {
   EXPECT_EQ(out, in);
 }
 
+// How they are done depends on their number and size.
+TEST_P(ReactorTest, CopiesArriveWhetherTheyAreFewOrManySmallOrLarge) {
+  constexpr size_t kSmall = 600, kSmallBytes = 512, kLargeBytes = 256 << 10;
+  std::string content(kSmall * kSmallBytes + kLargeBytes, ' ');
+  for (size_t i = 0; i < content.size(); ++i) content[i] = static_cast<char>('a' + i % 19);
+  std::deque<TestFileOp> ops;
+  size_t left = kSmall + 1;
+  for (size_t i = 0; i <= kSmall; ++i) {
+    const size_t bytes = i < kSmall ? kSmallBytes : kLargeBytes;
+    ops.emplace_back(file_.get(), FileOp::Kind::kWrite, [&, bytes](int64_t result) {
+      EXPECT_EQ(static_cast<int64_t>(bytes), result);
+      if (--left == 0) reactor_->stop();
+    });
+    ops.back().with(content.data() + i * kSmallBytes, bytes, i * kSmallBytes);
+    ops.back().copies_only = true;
+    reactor_->submit(ops.back());
+  }
+  run();
+  std::string found(content.size(), ' ');
+  ASSERT_EQ(static_cast<ssize_t>(found.size()), pread(file_.get(), found.data(), found.size(), 0));
+  EXPECT_EQ(content, found);
+}
+
 TEST_P(ReactorTest, VectorsAndShortCountsAreReportedAsTheyAre) {
   std::array<char, 3> a{};
   std::array<char, 8192> b{};

@@ -36,10 +36,13 @@ class SyncEngine final : public FileEngine {
   void submit(FileOp& op) override { queue_.push(op); }
   bool can_flush() const override { return queue_.size() > 0; }
 
-  void flush(size_t most) override {
+  void flush(const Slice& most) override {
+    Slice left = most;
     // What a completion submits waits for the next turn, so that sockets and timers get theirs.
-    for (size_t n = std::min(most, queue_.size()); n > 0; --n) {
+    left.operations = std::min(left.operations, queue_.size());
+    while (!left.used_up()) {
       FileOp& op = queue_.pop();
+      left.take(op);
       ++counters_.kernel_entries;
       op.done(op, execute(op));
     }

@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <span>
 #include <utility>
 
 #include "io/file_engine.h"
@@ -30,21 +29,22 @@ uint64_t tagged(const void* p, Tag tag) {
 constexpr unsigned kCompletionsPerSubmission = 4;
 constexpr unsigned kReapBatch = 64;
 constexpr unsigned kCopiesAtOnce = 128;
+constexpr unsigned kCopiesWorthBatching = 256;
 // Operations that the kernel does while it takes them (what they want is in the page cache) are
 // handed over a few at a time: who waits for the first ones goes on beside the rest, and asks for
 // more before this thread runs out of work and both have to be woken. Eight where thirty-two were
 // handed over halves the time of such a batch and spares a quarter of its CPU time.
-constexpr size_t kSlice = 8;
-constexpr size_t kSliceBytes = 512 << 10;
+constexpr Slice kSlice = {.operations = 8, .bytes = 512 << 10};
 
 bool transfers(const FileOp& op) {
   return op.kind == FileOp::Kind::kRead || op.kind == FileOp::Kind::kWrite;
 }
 
-size_t bytes_of(const FileOp& op) {
-  size_t bytes = 0;
-  for (const iovec& v : std::span(op.iov, op.iov_count)) bytes += v.iov_len;
-  return bytes;
+// Not so much that a call of its own would matter.
+bool is_small(const FileOp& op) {
+  Slice left = {.bytes = 32 << 10};
+  left.take(op);
+  return !left.used_up();
 }
 
 class UringReactor final : public ReactorCommon {
@@ -87,8 +87,8 @@ class UringReactor final : public ReactorCommon {
   bool prepare_files();
   void complete(const io_uring_cqe& cqe);
   unsigned reap();
-  bool submit_copy(FileOp& op);
   void run_copies();
+  FileEngine* batching_engine();
   int submit_and_wait();
 
   FileOpQueue files_;  // submitted here, not yet to the kernel
@@ -98,10 +98,13 @@ class UringReactor final : public ReactorCommon {
   io_uring ring_;
   bool disabled_;  // set up with IORING_SETUP_R_DISABLED and not enabled yet
   WatchSlot* slots_ = nullptr;
-  // For operations that only copy: libaio does those inside of io_submit(2), many with one call.
-  // Made for the first of them; `copies_refused_` where the system has no context left.
-  std::unique_ptr<FileEngine> copies_;
-  bool copies_refused_ = false;
+  // Operations that only copy memory. Once there have been many, libaio does the small ones,
+  // several with one call; before that its context is not worth having, as to destroy one takes
+  // tens of milliseconds.
+  FileOpQueue copies_;
+  unsigned small_copies_ = 0;  // done without it
+  std::unique_ptr<FileEngine> batching_;
+  bool batching_refused_ = false;
 };
 
 class UringReactor::WatchHandle final : public FdWatch {
@@ -136,28 +139,40 @@ void UringReactor::enable() {
     syscall(__NR_io_uring_register, ring_.ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
 }
 
-// False where there is no libaio to be had.
-bool UringReactor::submit_copy(FileOp& op) {
-  if (!copies_ && !copies_refused_) {
-    auto engine = create_aio_engine(kCopiesAtOnce, counters_);
-    copies_refused_ = !engine;
-    if (engine) copies_ = std::move(engine).value();
-  }
-  if (copies_) copies_->submit(op);
-  return copies_ != nullptr;
-}
-
 // What is completed here may submit more, which waits for the next turn.
 void UringReactor::run_copies() {
-  if (!copies_ || !copies_->can_flush()) return;
-  copies_->flush(kSlice);
-  copies_->reap();
+  Slice left = kSlice;
+  left.operations = std::min(left.operations, copies_.size());
+  while (!left.used_up()) {
+    FileOp& op = copies_.pop();
+    left.take(op);
+    FileEngine* const engine = is_small(op) ? batching_engine() : nullptr;
+    if (engine != nullptr) {
+      engine->submit(op);
+      continue;
+    }
+    ++counters_.kernel_entries;
+    op.done(op, execute(op));
+  }
+  if (!batching_) return;
+  batching_->flush(Slice());
+  batching_->reap();
+}
+
+// Null while it is not worth its making, and where there is no libaio to be had.
+FileEngine* UringReactor::batching_engine() {
+  if (batching_ || batching_refused_) return batching_.get();
+  if (++small_copies_ > kCopiesWorthBatching) {
+    auto engine = create_aio_engine(kCopiesAtOnce, counters_);
+    batching_refused_ = !engine;
+    if (engine) batching_ = std::move(engine).value();
+  }
+  return batching_.get();
 }
 
 void UringReactor::submit(FileOp& op) {
   ++counters_.file_ops;
-  if (op.copies_only && transfers(op) && !op.bulk && submit_copy(op)) return;
-  files_.push(op);
+  (op.copies_only && transfers(op) && !op.bulk ? copies_ : files_).push(op);
 }
 
 void UringReactor::prepare(FileOp& op) {
@@ -290,15 +305,9 @@ void UringReactor::complete(const io_uring_cqe& cqe) {
 // True where there was something to hand over.
 bool UringReactor::prepare_files() {
   if (files_.size() == 0) return false;
-  size_t left = files_.size();
-  size_t bytes_left = SIZE_MAX;
-  if (answers_at_once_) {
-    left = std::min(left, kSlice);
-    bytes_left = kSliceBytes;
-  }
-  for (; left > 0 && bytes_left > 0; --left) {
+  for (Slice left = answers_at_once_ ? kSlice : Slice(); files_.size() > 0 && !left.used_up();) {
     last_prepared_ = &files_.pop();
-    bytes_left -= std::min(bytes_left, bytes_of(*last_prepared_));
+    left.take(*last_prepared_);
     prepare(*last_prepared_);
   }
   return true;
@@ -318,7 +327,8 @@ unsigned UringReactor::reap() {
 
 int UringReactor::submit_and_wait() {
   ++counters_.kernel_entries;
-  if (files_.size() > 0 || has_deferred() || (copies_ && copies_->can_flush()))
+  if (files_.size() > 0 || copies_.size() > 0 || has_deferred() ||
+      (batching_ && batching_->can_flush()))
     return io_uring_submit_and_get_events(&ring_);
   io_uring_cqe* cqe = nullptr;
   const auto deadline = next_deadline();
