@@ -41,7 +41,8 @@ class Qmp:
     def __init__(self, path):
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(60)
-        self._socket.connect(str(path))
+        while self._socket.connect_ex(str(path)) != 0:
+            time.sleep(0.001)  # bound, and about to listen
         self._lines = self._socket.makefile("rw", encoding="utf-8")
         self._events = []
         self._lines.readline()
