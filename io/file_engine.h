@@ -46,6 +46,10 @@ class FileOpQueue {
   size_t size_ = 0;
 };
 
+inline bool transfers(const FileOp& op) {
+  return op.kind == FileOp::Kind::kRead || op.kind == FileOp::Kind::kWrite;
+}
+
 // How much is handed to the kernel at once. The last operation may exceed the bytes.
 struct Slice {
   size_t operations = SIZE_MAX;
@@ -53,10 +57,11 @@ struct Slice {
 
   bool used_up() const { return operations == 0 || bytes == 0; }
   void take(const FileOp& op) {
+    --operations;
+    if (!transfers(op)) return;
     size_t moved = 0;
     for (const iovec& v : std::span(op.iov, op.iov_count)) moved += v.iov_len;
     bytes -= std::min(bytes, moved);
-    --operations;
   }
 };
 

@@ -36,10 +36,6 @@ constexpr unsigned kCopiesWorthBatching = 256;
 // handed over halves the time of such a batch and spares a quarter of its CPU time.
 constexpr Slice kSlice = {.operations = 8, .bytes = 512 << 10};
 
-bool transfers(const FileOp& op) {
-  return op.kind == FileOp::Kind::kRead || op.kind == FileOp::Kind::kWrite;
-}
-
 // Not so much that a call of its own would matter.
 bool is_small(const FileOp& op) {
   Slice left = {.bytes = 32 << 10};
