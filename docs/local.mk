@@ -17,4 +17,5 @@ EXTRA_DIST += \
   docs/driver-author.md \
   docs/examples/storage-manager.sh \
   docs/packager.md \
+  docs/performance.md \
   docs/storage-manager.md
