@@ -5,6 +5,8 @@ libbase_la_SOURCES = \
   base/buffer_pool.h \
   base/code_pages.cc \
   base/code_pages.h \
+  base/command_line.cc \
+  base/command_line.h \
   base/fd.cc \
   base/fd.h \
   base/log.cc \
@@ -23,6 +25,7 @@ TESTS += base/base_test
 base_base_test_SOURCES = \
   base/buffer_pool_test.cc \
   base/code_pages_test.cc \
+  base/command_line_test.cc \
   base/log_test.cc \
   base/result_test.cc
 base_base_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)

@@ -2,7 +2,6 @@
 //
 // vbdkitd: the daemon, and with --client the questions that the hotplug script asks it.
 #include <fcntl.h>
-#include <getopt.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <systemd/sd-daemon.h>
@@ -15,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "config.h"
+#include "base/command_line.h"
 #include "hotplug/daemon.h"
 #include "hotplug/daemon_client.h"
 #include "hotplug/daemon_control.h"
@@ -42,6 +41,8 @@ constexpr const char* kUsage =
     "  --timeout MS         how long --client waits (default: 30000)\n"
     "  --version, --help\n";
 
+constexpr unsigned kMostMilliseconds = 24 * 3600 * 1000;
+
 struct Arguments {
   DaemonOptions daemon;
   XentopView::Options xentop;
@@ -53,80 +54,34 @@ struct Arguments {
 };
 
 Result<Arguments> parse_arguments(int argc, char** argv) {
-  enum : int {
-    kRuntimeDir = 1,
-    kBackend,
-    kBackendArg,
-    kSysfs,
-    kXenRunDir,
-    kXentopDir,
-    kLogLevel,
-    kClient,
-    kTimeout,
-    kVersion,
-    kHelp,
-  };
-  static const option kOptions[] = {{"runtime-dir", 1, nullptr, kRuntimeDir},
-                                    {"backend", 1, nullptr, kBackend},
-                                    {"backend-arg", 1, nullptr, kBackendArg},
-                                    {"sysfs", 1, nullptr, kSysfs},
-                                    {"xen-run-dir", 1, nullptr, kXenRunDir},
-                                    {"xentop-dir", 1, nullptr, kXentopDir},
-                                    {"log-level", 1, nullptr, kLogLevel},
-                                    {"client", 1, nullptr, kClient},
-                                    {"timeout", 1, nullptr, kTimeout},
-                                    {"version", 0, nullptr, kVersion},
-                                    {"help", 0, nullptr, kHelp},
-                                    {nullptr, 0, nullptr, 0}};
   Arguments a;
   a.daemon.backend_program = VBDKIT_LIBEXECDIR "/vbdkit-backend";
-  for (int c; (c = ::getopt_long(argc, argv, "", kOptions, nullptr)) != -1;) {
-    switch (c) {
-      case kRuntimeDir:
-        a.daemon.runtime_dir = optarg;
-        break;
-      case kBackend:
-        a.daemon.backend_program = optarg;
-        break;
-      case kBackendArg:
-        a.daemon.backend_arguments.emplace_back(optarg);
-        break;
-      case kSysfs:
-        a.daemon.sysfs = optarg;
-        break;
-      case kXenRunDir:
-        a.xentop.xen_run_dir = optarg;
-        break;
-      case kXentopDir:
-        a.xentop.stats_dir = optarg;
-        a.daemon.backend_arguments.insert(a.daemon.backend_arguments.end(),
-                                          {"--xentop-dir", optarg});
-        break;
-      case kLogLevel: {
-        VBDKIT_ASSIGN(a.log_level, parse_log_level(optarg));
-        break;
-      }
-      case kClient:
-        a.client = optarg;
-        break;
-      case kTimeout:
-        a.timeout_ms = static_cast<unsigned>(std::strtoul(optarg, nullptr, 10));
-        break;
-      case kVersion:
-        std::puts("vbdkitd " VERSION);
-        a.exit_early = true;
-        return a;
-      case kHelp:
-        std::fputs(kUsage, stdout);
-        a.exit_early = true;
-        return a;
-      default:
-        return Error(ErrorKind::kInvalid, "see vbdkitd --help");
-    }
+  std::string xentop_dir;
+  CommandLine line("vbdkitd", kUsage);
+  line.text("runtime-dir", a.daemon.runtime_dir)
+      .text("backend", a.daemon.backend_program)
+      .texts("backend-arg", a.daemon.backend_arguments)
+      .text("sysfs", a.daemon.sysfs)
+      .text("xen-run-dir", a.xentop.xen_run_dir)
+      .text("xentop-dir", xentop_dir)
+      .parsed("log-level",
+              [&a](const char* name) -> Result<void> {
+                VBDKIT_ASSIGN(a.log_level, parse_log_level(name));
+                return {};
+              })
+      .text("client", a.client)
+      .number("timeout", a.timeout_ms, 0, kMostMilliseconds);
+  VBDKIT_ASSIGN(CommandLine::Rest rest, line.parse(argc, argv));
+  a.exit_early = rest.answered;
+  if (!xentop_dir.empty()) {
+    a.xentop.stats_dir = xentop_dir;
+    a.daemon.backend_arguments.insert(a.daemon.backend_arguments.end(),
+                                      {"--xentop-dir", xentop_dir});
   }
-  if (!a.client.empty() && optind < argc) a.device = argv[optind++];
-  if (optind < argc)
-    return Error(ErrorKind::kInvalid, std::string("unexpected argument '") + argv[optind] + "'");
+  auto word = rest.arguments.begin();
+  if (!a.client.empty() && word != rest.arguments.end()) a.device = *word++;
+  if (word != rest.arguments.end())
+    return Error(ErrorKind::kInvalid, "unexpected argument '" + *word + "'");
   return a;
 }
 
