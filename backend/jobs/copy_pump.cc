@@ -50,7 +50,7 @@ void CopyPump::stop(std::function<void()> stopped) {
 
 void CopyPump::pump() {
   while (running_ && !paused_ && in_flight_ < (bucket_.limited() ? 1 : kSlots)) {
-    const auto run = filter_.todo().next(cursor_, kCopy);
+    const auto run = filter_.todo().next(cursor_, bucket_.limited() ? kLimitedCopy : kCopy);
     if (run) {
       if (!copy(run->offset, run->length)) return;
     } else if (in_flight_ > 0) {

@@ -43,6 +43,8 @@ class CopyPump {
   uint64_t copied() const { return copied_; }  // bytes
 
   static constexpr uint64_t kCopy = 256 * 1024;  // bytes at once
+  // Who sets a limit cares for the guest: it waits for a smaller piece, less long.
+  static constexpr uint64_t kLimitedCopy = 64 * 1024;
 
  private:
   static constexpr size_t kSlots = 4;
