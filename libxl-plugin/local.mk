@@ -38,6 +38,7 @@ EXTRA_DIST += \
   xen-patches/4.17 \
   xen-patches/4.20 \
   xen-patches/README.md \
+  xen-patches/apt-suite \
   xen-patches/build-xen
 
 # ---- tests ----

@@ -29,6 +29,7 @@ EXTRA_DIST += \
   tests/xen/cases/second-writer.sh \
   tests/xen/cases/shared-readonly.sh \
   tests/xen/cases/storage-first.sh \
+  tests/xen/cases/tap-stock.sh \
   tests/xen/cases/two-disks.sh \
   tests/xen/cases/xentop.sh \
   tests/xen/demo \
@@ -36,9 +37,11 @@ EXTRA_DIST += \
   tests/xen/dom0/agent \
   tests/xen/dom0/case \
   tests/xen/dom0/demo \
+  tests/xen/dom0/driver-init \
   tests/xen/dom0/init \
   tests/xen/dom0/initramfs-init \
   tests/xen/dom0/lib.sh \
+  tests/xen/dom0/system.sh \
   tests/xen/guest/init \
   tests/xen/initramfs \
   tests/xen/lab \

@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 
 # What TCG must not offer. SMAP, SMEP: a PV dom0 dies early. RDTSCP: PVH and HVM guests die on an instruction that TCG's
 # SVM cannot decode. AVX: see XEN.
@@ -33,8 +32,9 @@ class LabError(Exception):
 
 def qemu_command(lab, serial, dom0_words):
     """serial: QEMU's arguments for the console and the channel."""
-    dom0 = f"{lab}/base/vmlinux console=hvc0 loglevel=4 {dom0_words}"
-    drives = ["base/root.ext4", "layer.ext4", "scratch.img"]
+    dom0 = f"{lab}/base/vmlinux console=hvc0 loglevel=4 nosoftlockup {dom0_words}"
+    # The last two are for a driver domain: the same again, each with its own changes (snapshot=on).
+    drives = ["base/root.ext4", "layer.ext4", "scratch.img", "base/root.ext4", "layer.ext4"]
     command = ["qemu-system-x86_64", "-machine", "q35,accel=tcg", "-cpu", CPU, "-smp", "2", "-m", "4096",
                "-no-reboot", "-nic", "none", "-vga", "none", "-kernel", f"{lab}/base/xen", "-append", XEN,
                "-initrd", f"{dom0},{lab}/dom0.img"]
@@ -47,6 +47,24 @@ def end_with_parent():
     """For a child between fork and exec: however the runner ends, QEMU does too."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+class Patience:
+    """A deadline that counts only seconds that we have waited through: where all of the lab stands still for minutes (a
+    suspended machine, a frozen control group), dom0 has not been silent for that long."""
+
+    STEP = 1.0
+
+    def __init__(self, seconds):
+        self._left = seconds
+
+    def wait(self, channel):
+        """Until the channel has something to read. False: it is too late."""
+        while self._left > 0:
+            if select.select([channel], [], [], self.STEP)[0]:
+                return True
+            self._left -= self.STEP
+        return False
 
 
 class Machine:
@@ -71,7 +89,7 @@ class Machine:
         try:
             self._channel, _ = listener.accept()
             listener.close()
-            line = self._line(time.monotonic() + BOOT_SECONDS)
+            line = self._line(Patience(BOOT_SECONDS))
             if not line.startswith("r "):
                 raise LabError(f"dom0's agent said {line!r} instead of being ready")
         except (OSError, LabError) as error:
@@ -89,13 +107,10 @@ class Machine:
         self._process.wait()
         self._dir.cleanup()
 
-    def _line(self, deadline):
+    def _line(self, patience):
         while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
-            if left <= 0:
+            if not patience.wait(self._channel):
                 raise LabError("dom0 does not answer")
-            if not select.select([self._channel], [], [], left)[0]:
-                continue
             data = self._channel.recv(65536)
             if not data:
                 raise LabError(f"QEMU ended, status {self._process.wait()}")
@@ -108,9 +123,9 @@ class Machine:
         self._seq += 1
         encoded = base64.b64encode(script.encode()).decode()
         self._channel.sendall(f"{self._seq} {seconds} {encoded}\n".encode())
-        deadline = time.monotonic() + seconds + 30
+        patience = Patience(seconds + 30)
         while True:
-            kind, seq, rest = (self._line(deadline).split(" ", 2) + ["", ""])[:3]
+            kind, seq, rest = (self._line(patience).split(" ", 2) + ["", ""])[:3]
             if seq != str(self._seq):
                 continue
             if kind == "d":

@@ -54,11 +54,11 @@ plugin_disk() { # plugin_disk VDEV FORMAT PATH [rw|r] [PLUGIN]
 
 # --- the backends ----------------------------------------------------------------------------------------------------
 
-vbdkitd_options=() # for a case that wants another daemon
+vbdkitd_command=(vbdkitd) vbdkitd_options=() # for a case that wants another daemon
 start_vbdkitd() { # where vbdkit is installed
   command -v vbdkitd >/dev/null || return 0
   install -d -m 700 /run/vbdkit /run/vbdkit/instances
-  setsid vbdkitd --log-level info "${vbdkitd_options[@]}" >>"$vbdkitd_log" 2>&1 </dev/null &
+  setsid "${vbdkitd_command[@]}" --log-level info "${vbdkitd_options[@]}" >>"$vbdkitd_log" 2>&1 </dev/null &
   echo $! >$state/vbdkitd.pid
 }
 stop_vbdkitd() {
@@ -79,6 +79,7 @@ use_backend() { # once, before the first case
     command -v vbdkitd >/dev/null || fail "vbdkit is not installed in this dom0"
   fi
 }
+versions() { echo "Xen $(xl info | awk '/^xen_version/ {print $3}'), Linux $(uname -r)"; }
 instances() { pgrep -x vbdkit-backend || [ $? = 1 ]; }
 instance_count() { instances | wc -l; }
 
@@ -102,6 +103,10 @@ disk() { # disk VDEV PATH [rw|r|w!]: the disk spec of a raw file or block device
   else
     echo "format=raw,vdev=$1,access=$access,script=block-vbdkit,target=raw:$2"
   fi
+}
+
+tap_disk() { # tap_disk VDEV SPEC: the same where libxl has backendtype=tap, so that no kernel driver ever sees it
+  echo "format=raw,vdev=$1,access=rw,backendtype=tap,script=block-vbdkit,target=$2"
 }
 
 image_disk() { # image_disk VDEV SPEC: the disk spec of an image that only vbdkit knows
@@ -194,10 +199,10 @@ mark_console() {
   stat -c %s "$console/guest-$1.log" >"$state/$1.offset" 2>/dev/null || echo 0 >"$state/$1.offset"
 }
 
-# guest_create NAME [--fio] [--memory MIB] [--vcpus N] [--type pv|pvh] [--append WORDS] [DISK…]
+# guest_create NAME [--fio] [--memory MIB] [--vcpus N] [--type pv|pvh] [--append WORDS] [--config LINE] [DISK…]
 # `xl create` and wait until the guest listens. What xl printed is in $state/NAME.xl; returns xl's status if it failed.
 guest_create() {
-  local name=$1 memory=160 vcpus=1 type=pv ramdisk=guest.img append='' disks=''
+  local name=$1 memory=160 vcpus=1 type=pv ramdisk=guest.img append='' config='' disks=''
   shift
   while [ $# -gt 0 ]; do
     case $1 in
@@ -206,6 +211,7 @@ guest_create() {
       --vcpus) vcpus=$2; shift 2 ;;
       --type) type=$2; shift 2 ;;
       --append) append=$2; shift 2 ;;
+      --config) config=$2; shift 2 ;;
       *) disks+="'$1',"; shift ;;
     esac
   done
@@ -218,6 +224,7 @@ memory = $memory
 vcpus = $vcpus
 extra = "console=hvc0 loglevel=4 rootfstype=ramfs $append"
 disk = [ $disks ]
+$config
 END
   mark_console "$name"
   xl create "$state/$name.cfg" >"$state/$name.xl" 2>&1 || return
@@ -271,6 +278,14 @@ guest() {
 }
 
 guest_must() { guest "$@" || fail "guest $1: status $? from: $2"; }
+
+# driver_domain: starts a domain that serves other guests' disks, named drv: dom0's own file system once more, vbdkitd and
+# `xl devd`. What `guest drv SCRIPT` runs in it has vbdkit and xl.
+driver_domain() {
+  guest_create drv --memory 400 --config 'driver_domain = 1' \
+    --append 'lab.root=/dev/xvda lab.layer=/dev/xvdb lab.init=/lab/dom0/driver-init' \
+    "$(disk xvda /dev/vdd)" "$(disk xvdb /dev/vde r)" || fail "xl create: $(cat "$state/drv.xl")"
+}
 
 shared_guest() { # a diskless guest that cases attach their disks to; started once for many of them
   if ! guest_alive shared; then
