@@ -16,6 +16,12 @@ namespace {
 
 using Stage = CoalesceJournal::Stage;
 
+// 0 where it does not show that the image was written.
+Result<uint64_t> last_change_of(const std::string& path) {
+  VBDKIT_ASSIGN(const FileStamp stamp, FileStamp::of(path));
+  return stamp.settled ? static_cast<uint64_t>(stamp.modified) : 0;
+}
+
 Result<uint64_t> inode_of(const std::string& path) {
   struct stat st {};
   if (::stat(path.c_str(), &st) != 0) return Error::from_errno(errno, "open " + path);
@@ -100,13 +106,22 @@ Result<void> CoalesceJob::look() {
                                              " is a raw file, which raw-parent=on would allow");
   VBDKIT_ASSIGN(const uint64_t image_inode, inode_of(image_.path));
   VBDKIT_ASSIGN(const uint64_t parent_inode, inode_of(parent_.path));
-  if (journal && (journal->image != image_inode || journal->parent != parent_inode))
+  VBDKIT_ASSIGN(const uint64_t last_change, last_change_of(image_.path));
+  const bool others = journal && (journal->image != image_inode || journal->parent != parent_inode);
+  const bool written = journal && (journal->modified == 0 || journal->modified != last_change);
+  // Nobody has changed over to the parent, and the image covers all that was copied: it can be
+  // copied again, or into another parent. An image that others stand on is not written.
+  if (journal && ((others && journal->stage == Stage::kCopy) ||
+                  (written && !others && journal->children.empty())))
+    journal.reset();
+  else if (others)
     return Error(ErrorKind::kInvalid, journal_path_ + " is about other files than " + image_.path +
                                           " and its parent " + parent_.path +
                                           "; remove it if you know why");
   if (journal) journal_ = std::move(*journal);
   journal_.image = image_inode;
   journal_.parent = parent_inode;
+  journal_.modified = last_change;
   VBDKIT_TRY(look_for_children());
   // A leaf is for nobody else to use meanwhile.
   if (live_ && journal_.children.empty()) {
@@ -131,10 +146,19 @@ Result<void> CoalesceJob::lock_the_image() {
 Result<void> CoalesceJob::look_for_children() {
   VBDKIT_TRY(find_children());
   for (const CoalesceJournal::Child& child : journal_.children) {
+    // It has put images on the image already, and knows that as its parent.
+    VBDKIT_ASSIGN(const auto other, CoalesceJournal::load(CoalesceJournal::path_for(child.path)));
+    if (other && other->stage != Stage::kCopy && other->parent == journal_.image)
+      return Error(ErrorKind::kBusy,
+                   child.path + " is being merged into " + image_.path +
+                       "; that has to be ended first (vbdkit coalesce, or gc)",
+                   EBUSY);
+  }
+  for (const CoalesceJournal::Child& child : journal_.children) {
     // Better now than after the copying.
     CoalesceJournal::Child trial = child;
-    VBDKIT_TRY(plan_child(trial));
-    if (live_) continue;  // they are locked while they are written
+    VBDKIT_ASSIGN(const bool stands_here, plan_child(trial));
+    if (live_ || !stands_here) continue;  // they are locked while they are written
     VBDKIT_ASSIGN(ImageLock lock, ImageLock::take(child.path, LockMode::kWriter));
     child_locks_.push_back(std::move(lock));
   }
@@ -199,6 +223,8 @@ Result<void> CoalesceJob::open_nodes() {
     writing.options.readers = true;
   }
   VBDKIT_ASSIGN(destination_, open_graph({{parent}}, writing));
+  // It is locked, so that nobody copies it.
+  VBDKIT_TRY(CoalesceJournal::begin_anew(parent_.path));
   VBDKIT_TRY(journal_.save(journal_path_));
   // What the image does not hold behind the parent's end is zero, and so is what is added here.
   if (destination_->info().size.v < size_) VBDKIT_TRY(destination_->resize(Bytes{size_}));
@@ -288,8 +314,9 @@ Result<bool> CoalesceJob::plan_child(CoalesceJournal::Child& child) const {
   const ImageFormat* const format = find_image_format(child.format);
   if (format == nullptr || format->plan_parent == nullptr)
     return Error(ErrorKind::kCorrupt, child.path + ": no image that has a parent");
-  if (const auto facts = format->inspect(child.path);
-      facts && (!facts->parent || (!same_file(facts->parent->path, image_.path) &&
+  const auto facts = format->inspect(child.path);
+  if (!facts && facts.error().sys_errno() == ENOENT) return false;  // removed meanwhile
+  if (facts && (!facts->parent || (!same_file(facts->parent->path, image_.path) &&
                                    !same_file(facts->parent->path, parent_.path))))
     return false;
   auto patches = format->plan_parent(child.path, parent_.path, parent_.driver);

@@ -82,6 +82,8 @@ bool parse_line(const std::string& line, CoalesceJournal& journal) {
     journal.image = words.number();
   } else if (words.keyword() == "parent") {
     journal.parent = words.number();
+  } else if (words.keyword() == "modified") {
+    journal.modified = words.number();
   } else if (words.keyword() == "stage") {
     const uint64_t stage = words.number();
     if (stage >= std::size(kStages)) return false;
@@ -113,6 +115,7 @@ std::string CoalesceJournal::to_text() const {
   };
   add("image", image);
   add("parent", parent);
+  add("modified", modified);
   add("stage", static_cast<uint64_t>(stage));
   add("copied", copied);
   for (const Child& child : children) {
@@ -159,6 +162,20 @@ Result<void> CoalesceJournal::save(const std::string& path) const {
   }
   if (::rename(fresh.c_str(), path.c_str()) != 0)
     return Error::from_errno(errno, "rename " + fresh + " to " + path);
+  return sync_directory(directory_of(path));
+}
+
+Result<void> CoalesceJournal::begin_anew(const std::string& image) {
+  const std::string path = path_for(image);
+  VBDKIT_ASSIGN(const auto journal, load(path));
+  if (!journal) return {};
+  if (journal->stage != Stage::kCopy)
+    return Error(ErrorKind::kBusy,
+                 image +
+                     " is being merged into its parent; that has to be ended first (vbdkit "
+                     "coalesce, or gc)",
+                 EBUSY);
+  if (::unlink(path.c_str()) != 0) return Error::from_errno(errno, "remove " + path);
   return sync_directory(directory_of(path));
 }
 

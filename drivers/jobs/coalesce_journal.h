@@ -29,6 +29,9 @@ struct CoalesceJournal {
 
   uint64_t image = 0;  // inode
   uint64_t parent = 0;
+  // Nanoseconds since the Epoch, of the image when it was looked at last before a stretch was
+  // copied: one that was written since is copied anew. 0: it cannot be told.
+  uint64_t modified = 0;
   Stage stage = Stage::kCopy;
   uint64_t copied = 0;  // bytes of the disk that are in the parent and durable
   std::vector<Child> children;
@@ -37,6 +40,9 @@ struct CoalesceJournal {
   // Nothing where there is no journal.
   static Result<std::optional<CoalesceJournal>> load(const std::string& path);
   Result<void> save(const std::string& path) const;
+  // The image gets other content, from whoever has it to himself: what was copied of it counts no
+  // more. Refused where its journal has put others on its parent already.
+  static Result<void> begin_anew(const std::string& image);
 
   std::string to_text() const;
   static Result<CoalesceJournal> parse(const std::string& text);

@@ -53,7 +53,8 @@ Result<void> CoalesceJob::add_children_of_users() {
     if (is_child(child.identity)) continue;
     const auto here = identity_of(child.path);
     if (!here || *here != child.identity)
-      return busy(user, "has " + child.path + " on " + image_.path + ", which is not found here");
+      return busy(user, "has " + child.path + " on " + image_.path +
+                            ", which is not found here (it may just have been given another name)");
     journal_.children.push_back({child.path, child.format, {}});
   }
   return {};

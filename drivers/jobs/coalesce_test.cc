@@ -163,11 +163,42 @@ TEST_P(Coalesce, AJournalOfOtherFilesIsNotFollowed) {
   make("mid", "base");
   CoalesceJournal journal;
   journal.image = 1;
+  journal.stage = Stage::kRelink;
   ASSERT_TRUE(journal.save(CoalesceJournal::path_for(path("mid"))).ok());
   const auto done = coalesce("mid");
   ASSERT_FALSE(done.ok());
   EXPECT_NE(std::string::npos, done.error().message().find("about other files"));
   EXPECT_TRUE(std::filesystem::exists(path("mid")));
+}
+
+// Nobody stands on it, so somebody may have used it since.
+TEST_P(Coalesce, AnImageThatWasWrittenSinceIsCopiedAgain) {
+  for (const auto stage : {Stage::kCopy, Stage::kRelink}) {
+    make("base", "");
+    make("mid", "base");
+    {
+      vhd::TestDisk disk;
+      ASSERT_TRUE(disk.open(format() + ":" + path("mid")).ok());
+      disk.write(1 << 20, std::vector<std::byte>(2 << 20, std::byte{0x6d}));
+      disk.flush();
+    }
+    const auto expected = content("mid");
+    CoalesceJournal journal;
+    struct stat st {};
+    ASSERT_EQ(0, stat(path("mid").c_str(), &st));
+    journal.image = st.st_ino;
+    journal.modified = 1;
+    ASSERT_EQ(0, stat(path("base").c_str(), &st));
+    journal.parent = st.st_ino;
+    journal.stage = stage;
+    journal.copied = uint64_t{1} << 40;
+    ASSERT_TRUE(journal.save(CoalesceJournal::path_for(path("mid"))).ok());
+    const auto done = coalesce("mid");
+    ASSERT_TRUE(done.ok()) << done.error().message();
+    EXPECT_EQ(expected, content("mid"));
+    EXPECT_FALSE(std::filesystem::exists(path("base")));
+    std::filesystem::remove(path("mid"));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, Coalesce, testing::Values("vhd", "qcow2"),

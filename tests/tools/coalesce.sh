@@ -127,5 +127,56 @@ for call in fdatasync fsync rename unlink; do
       fail "leaf, $call $n left: $(find cut)"
   done
 done
+# An image that was on its way into its parent gets content from above: its way begins anew, or has
+# to be ended before.
+mkdir above
+for format in qcow2 vhd; do
+  for when in 2 3 4; do
+    rm -f above/*
+    vbdkit convert raw:base.raw "$format:above/base.$format"
+    vbdkit create --parent "$format:above/base.$format" "$format:above/a.$format"
+    vbdkit convert -n raw:mid.raw "$format:above/a.$format"
+    vbdkit create --parent "$format:above/a.$format" "$format:above/b.$format"
+    vbdkit convert -n raw:base.raw "$format:above/b.$format"
+    vbdkit create --parent "$format:above/b.$format" "$format:above/c.$format"
+    strace -f -qq -o strace.log -e trace=rename -e "inject=rename:signal=KILL:when=$when" \
+      "$VBDKIT" coalesce --engine sync "$format:above/a.$format" >out 2>&1 || true
+    [ -e "above/a.$format.coalesce" ] || fail "from above, $when: no journal"
+    if [ "$when" = 4 ]; then
+      refused 1 'is also that of .*/a\.|is being merged into' coalesce "$format:above/b.$format"
+    else
+      vbdkit coalesce "$format:above/b.$format" >out
+    fi
+    vbdkit compare raw:base.raw "$format:above/c.$format" >out || fail "from above, $when: $(cat out)"
+    [ ! -e "above/a.$format" ] || vbdkit coalesce "$format:above/a.$format" >out
+    vbdkit compare raw:base.raw "$format:above/c.$format" >out || fail "from above, $when: $(cat out)"
+  done
+done
+ok "what was copied of an image is forgotten when that gets other content"
+
+# Two merges that were interrupted, one above the other. The one that has put images on its parent
+# already is ended first; what the other has copied is copied again into another parent.
+for format in qcow2 vhd; do
+  for when in 2 4; do
+    rm -rf cut
+    cp -r "$format" cut
+    vbdkit create --parent "$format:cut/leaf.$format" "$format:cut/guest.$format"
+    strace -f -qq -o strace.log -e trace=rename -e "inject=rename:signal=KILL:when=$when" \
+      "$VBDKIT" coalesce --engine sync "$format:cut/leaf.$format" >out 2>&1 || true
+    [ -e "cut/leaf.$format.coalesce" ] || fail "two merges, $when: no journal"
+    if [ "$when" = 4 ]; then
+      refused 1 'leaf.* is being merged into .*child.*; that has to be ended first' \
+        coalesce "$format:cut/child.$format"
+      vbdkit coalesce "$format:cut/leaf.$format" >out
+    fi
+    vbdkit coalesce "$format:cut/child.$format" >out
+    [ "$when" = 4 ] || vbdkit coalesce -d cut/other "$format:cut/leaf.$format" >out 2>err ||
+      grep -q 'is also that of' err || fail "two merges, $when: $(cat err)"
+    vbdkit compare "raw:mid-$format.raw" "$format:cut/guest.$format" >out || fail "two merges: $(cat out)"
+    [ -z "$(find cut -name 'child.*' -not -path '*other*')" ] || fail "two merges, $when: $(find cut)"
+  done
+done
+ok "a merge that was interrupted, and its parent's own"
+
 [ "$kills" -ge 40 ] || fail "only $kills kills: is strace at work?"
 ok "killed at $kills points, nothing was lost, and the next run ended it"
