@@ -123,6 +123,8 @@ class Node {
   // Lets others use the storage too, or no longer so, without closing it. Nothing where there are
   // no locks. What fails changes nothing.
   virtual Result<void> share(Sharing) { return {}; }
+  // It was opened with OpenOptions::readers, and those have closed it: it is for this node alone.
+  virtual Result<void> readers_gone() { return {}; }
 
   // The next node towards the storage, or nullptr for a leaf.
   virtual Node* next_node() { return nullptr; }

@@ -94,6 +94,7 @@ class RawNode final : public Node, private BouncePool::Client {
   void list_images(std::vector<StoredImage>& images) const override;
   void renamed(const std::string& path) override { spec_.path = path; }
   Result<void> share(Sharing sharing) override;
+  Result<void> readers_gone() override;
 
  private:
   const std::string& path() const { return spec_.path; }
@@ -116,7 +117,7 @@ class RawNode final : public Node, private BouncePool::Client {
   NodeSpec spec_;
   const RawOptions options_;
   const bool shared_;
-  const bool readers_;       // OpenOptions::readers
+  bool readers_;             // OpenOptions::readers
   const std::string child_;  // OpenOptions::child
   const bool ignore_flush_;
   io::Reactor& reactor_;
@@ -182,6 +183,12 @@ Result<void> RawNode::share(Sharing sharing) {
   }
   VBDKIT_TRY(lock_image(file_->fd.get(), path(), mode(sharing_)));
   return locked;
+}
+
+Result<void> RawNode::readers_gone() {
+  readers_ = false;
+  if (!options_.locking) return {};
+  return lock_image(file_->fd.get(), path(), lock_mode(file_->read_only, shared_, readers_));
 }
 
 Result<void> RawNode::take_size(RawFile& file) {

@@ -11,6 +11,7 @@
 #include "drivers/chain/chain_node.h"
 #include "drivers/image_forest.h"
 #include "drivers/image_format.h"
+#include "drivers/jobs/coalesce_journal.h"
 
 namespace vbdkit::jobs {
 
@@ -67,8 +68,12 @@ CommitJob::CommitJob(const JobContext& context, JobSettings settings, NodeSpec l
 
 CommitJob::~CommitJob() {
   if (worker_.joinable()) worker_.join();
-  if (target_ == nullptr) return;  // never opened, or the disk by now
-  target_.reset();                 // its lock goes first
+  if (target_ != nullptr) give_back_the_lock();  // else it was never opened, or is the disk by now
+}
+
+void CommitJob::give_back_the_lock() {
+  target_.reset();  // its lock goes first
+  opening_.reset();
   const auto disk = chain();
   if (!disk) return;
   if (const auto taken = (*disk)->chain().layers[1]->file().share(drivers::Sharing::kAsOpened);
@@ -104,34 +109,53 @@ void CommitJob::attach(Done done) {
           [this](Done ready) {
             worker_ = std::thread([this, ready = std::move(ready)] {
               auto result = std::make_shared<Result<void>>(look_for_siblings());
-              context().reactor.post([result, ready] { ready(std::move(*result)); });
+              context().reactor.post([this, result, ready] {
+                if (*result)
+                  open_parent(ready);
+                else
+                  ready(std::move(*result));
+              });
             });
           },
-      .apply = [this](NodePtr& top) { return open_parent(top); },
+      .apply = [this](NodePtr& top) -> Result<void> {
+        put_above_image(top);
+        return {};
+      },
       .done = std::move(done),
   });
 }
 
-Result<void> CommitJob::open_parent(NodePtr& top) {
-  VBDKIT_ASSIGN(ChainNode* const disk, chain());
-  drivers::Node& file = disk->chain().layers[1]->file();
-  VBDKIT_TRY(file.share(drivers::Sharing::kCoalescer));
-  auto opened =
-      drivers::open_graph({{parent_}}, {context().reactor, context().log, {.readers = true}});
-  Result<void> fits;
-  if (!opened)
-    fits = std::move(opened).error();
-  else if ((*opened)->info().size < disk->info().size)
-    fits = (*opened)->resize(disk->info().size);
-  if (!fits) {
-    opened = Error(ErrorKind::kIo, "closed");  // its lock goes first
-    if (const auto taken = file.share(drivers::Sharing::kAsOpened); !taken)
-      context().log.warning("%s", taken.error().message().c_str());
-    return fits;
-  }
-  target_ = std::move(opened).value();
-  put_above_image(top);
-  return {};
+// While the disk runs: a chain takes its time, and the parent's is as long as the disk's. The
+// disk's own does not change meanwhile, as all changes of the graph wait for this one.
+void CommitJob::open_parent(Done ready) {
+  const auto disk = chain();
+  if (!disk) return ready(disk.error());
+  if (auto shared = (*disk)->chain().layers[1]->file().share(drivers::Sharing::kCoalescer); !shared)
+    return ready(std::move(shared));
+  drivers::OpenContext writing{context().reactor, context().log, {.readers = true}};
+  opening_.emplace(parent_, drivers::ChainPolicy{(*disk)->options().raw_parent}, writing);
+  open_step(std::move(ready));
+}
+
+// One image a turn of the loop, so that guests' requests get their turns in between.
+void CommitJob::open_step(Done ready) {
+  const auto more = opening_->step();
+  if (!more) return opened(more.error(), ready);
+  if (*more) return context().reactor.post([this, ready = std::move(ready)] { open_step(ready); });
+  // From here on the parent is locked.
+  if (auto anew = drivers::CoalesceJournal::begin_anew(parent_.path); !anew)
+    return opened(std::move(anew), ready);
+  auto node = opening_->take();
+  if (!node) return opened(std::move(node).error(), ready);
+  target_ = std::move(node).value();
+  const Bytes size = context().graph.image().info().size;
+  opened(target_->info().size < size ? target_->resize(size) : Result<void>(), ready);
+}
+
+void CommitJob::opened(Result<void> result, const Done& ready) {
+  opening_.reset();
+  if (!result) give_back_the_lock();
+  ready(std::move(result));
 }
 
 std::unique_ptr<MirrorFilter> CommitJob::make_filter(NodePtr disk) {
@@ -188,7 +212,12 @@ Result<void> CommitJob::take_name() {
 
 void CommitJob::name_taken(int error) {
   const auto ended = [this](Result<void> result) {
-    if (result) return remove_second_name();
+    if (result) {
+      // The chain that read it is closed.
+      if (const auto alone = context().graph.image().readers_gone(); !alone)
+        context().log.warning("%s", alone.error().message().c_str());
+      return remove_second_name();
+    }
     give_name_back();
     std::exchange(finished_, nullptr)(std::move(result));
   };

@@ -20,10 +20,12 @@
 // be left is LEAF.merged, which nobody needs.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <thread>
 
 #include "backend/jobs/block_job.h"
+#include "drivers/chain/open_chain.h"
 #include "drivers/registry.h"
 
 namespace vbdkit::jobs {
@@ -49,7 +51,10 @@ class CommitJob final : public BlockJob {
             drivers::NodeSpec parent);
   void attach(Done done) override;
   Result<void> look_for_siblings() const;
-  Result<void> open_parent(drivers::NodePtr& top);
+  void open_parent(Done ready);
+  void open_step(Done ready);
+  void opened(Result<void> result, const Done& ready);
+  void give_back_the_lock();
   std::unique_ptr<drivers::MirrorFilter> make_filter(drivers::NodePtr disk) override;
   void finish(Done done) override;
   void flushed(int error);
@@ -62,6 +67,7 @@ class CommitJob final : public BlockJob {
 
   const drivers::NodeSpec leaf_;
   const drivers::NodeSpec parent_;
+  std::optional<drivers::ChainOpening> opening_;
   drivers::NodePtr target_;
   std::thread worker_;
   Done finished_;

@@ -103,6 +103,11 @@ void ChainNode::renamed(const std::string& path) {
   chain_.leaf().file().renamed(path);
 }
 
+Result<void> ChainNode::readers_gone() {
+  chain_.leaf().readers_gone();
+  return chain_.leaf().file().readers_gone();
+}
+
 Chain ChainNode::exchange(Chain next, ChainOptions options) {
   const Layer* const leaf = &chain_.leaf();
   for (size_t i = 0; i < next.layers.size(); ++i) {

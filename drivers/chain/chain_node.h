@@ -73,6 +73,7 @@ class ChainNode final : public Node, private MapListener, private ParentReader {
   // anew when it is needed, not here: the cost is a few words a layer. Gives out what has left.
   Chain exchange(Chain next, ChainOptions options);
   void renamed(const std::string& path) override;
+  Result<void> readers_gone() override;
   static constexpr uint16_t kNewId = kNoLayer;
   const WindowMap& map() const { return map_; }
 

@@ -134,6 +134,9 @@ class Layer {
     return Error(ErrorKind::kUnsupported, "images of this format have no parents");
   }
 
+  // LayerContext::readers does not hold any more: what was kept for them can be used again.
+  virtual void readers_gone() {}
+
   // Before the first write of a leaf.
   virtual void set_chain(MapListener& listener, ParentReader& below) = 0;
 

@@ -5,39 +5,46 @@
 #include "drivers/options.h"
 
 namespace vbdkit::drivers {
-namespace {
 
-class ChainOpener {
- public:
-  ChainOpener(const NodeSpec& spec, ChainPolicy policy, const OpenContext& context)
-      : spec_(spec), policy_(policy), context_(context), steps_(spec.driver) {}
+ChainOpening::ChainOpening(NodeSpec spec, ChainPolicy policy, const OpenContext& context)
+    : spec_(std::move(spec)), policy_(policy), context_(context), steps_(spec_.driver) {}
 
-  Result<Chain> open();
-
- private:
-  Result<void> add(const std::string& path, const std::string& format);
-  Result<void> add_parent(const ParentReference& reference);
-  const NodeSpec& spec_;
-  const ChainPolicy policy_;
-  const OpenContext& context_;
-  Chain chain_;
-  ChainSteps steps_;
-};
-
-Result<Chain> ChainOpener::open() {
-  auto added = add(spec_.path, spec_.driver);
-  while (added) {
-    const ParentReference* reference = chain_.layers.back()->parent();
-    if (reference == nullptr) {
-      chain_.paths = steps_.paths();
-      return std::move(chain_);
-    }
-    added = add_parent(*reference);
-  }
-  return steps_.failed(std::move(added).error());
+Result<bool> ChainOpening::step() {
+  auto more = add_next();
+  if (!more) return steps_.failed(std::move(more).error());
+  return more;
 }
 
-Result<void> ChainOpener::add_parent(const ParentReference& reference) {
+Result<bool> ChainOpening::add_next() {
+  if (chain_.layers.empty()) {
+    VBDKIT_TRY(add(spec_.path, spec_.driver));
+    return true;
+  }
+  const ParentReference* const reference = chain_.layers.back()->parent();
+  if (reference == nullptr) return false;
+  VBDKIT_TRY(add_parent(*reference));
+  return true;
+}
+
+Result<Chain> ChainOpening::take_layers() {
+  chain_.paths = steps_.paths();
+  return std::move(chain_);
+}
+
+Result<NodePtr> ChainOpening::take() {
+  ChainOptions options;
+  VBDKIT_ASSIGN(const uint64_t memory, OptionReader(spec_).size("map-memory", options.map_memory));
+  options.map_memory = memory;
+  options.driver = spec_.driver;
+  options.spec = GraphSpec{{spec_}}.to_string();
+  options.read_only = context_.options.read_only;
+  options.image = spec_;
+  options.raw_parent = policy_.raw_parent;
+  VBDKIT_ASSIGN(Chain chain, take_layers());
+  return NodePtr(std::make_unique<ChainNode>(std::move(chain), std::move(options)));
+}
+
+Result<void> ChainOpening::add_parent(const ParentReference& reference) {
   if (reference.format == "raw" && !policy_.raw_parent)
     return Error(ErrorKind::kPermission, "its parent " + reference.path +
                                              " is a raw file, which raw-parent=on would allow");
@@ -53,7 +60,7 @@ Result<void> ChainOpener::add_parent(const ParentReference& reference) {
   return {};
 }
 
-Result<void> ChainOpener::add(const std::string& path, const std::string& format) {
+Result<void> ChainOpening::add(const std::string& path, const std::string& format) {
   VBDKIT_TRY(steps_.add(path));
   VBDKIT_ASSIGN(const FileStamp stamp, FileStamp::of(path));
   OpenContext context = context_;
@@ -66,8 +73,6 @@ Result<void> ChainOpener::add(const std::string& path, const std::string& format
   chain_.stamps.push_back(stamp);
   return {};
 }
-
-}  // namespace
 
 Result<std::unique_ptr<Layer>> open_layer(const std::string& path, const std::string& format,
                                           const NodeSpec& like, const OpenContext& context) {
@@ -83,25 +88,31 @@ Result<std::unique_ptr<Layer>> open_layer(const std::string& path, const std::st
   return known->open({path, std::move(node)}, layer);
 }
 
-Result<Chain> open_layers(const NodeSpec& spec, const ChainPolicy& policy,
-                          const OpenContext& context) {
+namespace {
+
+Result<ChainOpening> opened(const NodeSpec& spec, const ChainPolicy& policy,
+                            const OpenContext& context) {
   ChainPolicy effective = policy;
   VBDKIT_ASSIGN(effective.raw_parent, OptionReader(spec).flag("raw-parent", policy.raw_parent));
-  return ChainOpener(spec, effective, context).open();
+  ChainOpening opening(spec, effective, context);
+  for (;;) {
+    VBDKIT_ASSIGN(const bool more, opening.step());
+    if (!more) return opening;
+  }
+}
+
+}  // namespace
+
+Result<Chain> open_layers(const NodeSpec& spec, const ChainPolicy& policy,
+                          const OpenContext& context) {
+  VBDKIT_ASSIGN(ChainOpening opening, opened(spec, policy, context));
+  return opening.take_layers();
 }
 
 Result<NodePtr> open_chain(const NodeSpec& spec, const ChainPolicy& policy,
                            const OpenContext& context) {
-  ChainOptions options;
-  VBDKIT_ASSIGN(const uint64_t memory, OptionReader(spec).size("map-memory", options.map_memory));
-  options.map_memory = memory;
-  VBDKIT_ASSIGN(Chain chain, open_layers(spec, policy, context));
-  options.driver = spec.driver;
-  options.spec = GraphSpec{{spec}}.to_string();
-  options.read_only = context.options.read_only;
-  options.image = spec;
-  VBDKIT_ASSIGN(options.raw_parent, OptionReader(spec).flag("raw-parent", policy.raw_parent));
-  return NodePtr(std::make_unique<ChainNode>(std::move(chain), std::move(options)));
+  VBDKIT_ASSIGN(ChainOpening opening, opened(spec, policy, context));
+  return opening.take();
 }
 
 }  // namespace vbdkit::drivers

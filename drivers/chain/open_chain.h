@@ -27,6 +27,29 @@ inline constexpr const char* kChainKeys[] = {"align",   "direct",     "discard",
 Result<NodePtr> open_chain(const NodeSpec& spec, const ChainPolicy& policy,
                            const OpenContext& context);
 
+// The same, one image after the other, for whoever has requests to serve in between.
+class ChainOpening {
+ public:
+  ChainOpening(NodeSpec spec, ChainPolicy policy, const OpenContext& context);
+
+  // Opens the next image; false where there is none left.
+  Result<bool> step();
+  // When step() has said false.
+  Result<Chain> take_layers();
+  Result<NodePtr> take();
+
+ private:
+  Result<bool> add_next();
+  Result<void> add_parent(const ParentReference& reference);
+  Result<void> add(const std::string& path, const std::string& format);
+
+  const NodeSpec spec_;
+  const ChainPolicy policy_;
+  const OpenContext context_;
+  Chain chain_;
+  ChainSteps steps_;
+};
+
 // The layers alone, leaf first: what open_chain() makes a node of, and what tools look at.
 Result<Chain> open_layers(const NodeSpec& spec, const ChainPolicy& policy,
                           const OpenContext& context);

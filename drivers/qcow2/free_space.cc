@@ -195,6 +195,11 @@ void FreeSpace::add_free(uint64_t first, uint64_t count) {
   if (end > scan_end_) insert(free_, std::max(first, scan_end_), end - std::max(first, scan_end_));
 }
 
+void FreeSpace::readers_gone() {
+  readers_ = false;
+  for (const auto& [first, count] : std::exchange(withheld_, {})) add_free(first, count);
+}
+
 void FreeSpace::give_back(uint64_t first, uint64_t count) { append(given_back_, first, count); }
 
 void FreeSpace::return_allocated(std::vector<HostRange> ranges) {

@@ -46,6 +46,7 @@ class FreeSpace {
   // No longer referred to by the metadata in memory: one reference less, once that is in the file.
   void give_back(uint64_t first, uint64_t count);
   bool has_readers() const { return readers_; }
+  void readers_gone();
   // Free in the refcounts.
   void add_free(uint64_t first, uint64_t count);
   // Inside the file as it was opened. What the refcounts say beyond is left from some crash.
@@ -79,7 +80,7 @@ class FreeSpace {
 
   Image& image_;
   SliceCache& cache_;
-  const bool readers_;
+  bool readers_;
   Waiters turn_;
   bool refilling_ = false;
 

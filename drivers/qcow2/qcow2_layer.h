@@ -34,6 +34,7 @@ class Qcow2Layer final : public Layer {
   Result<void> resize(Bytes size) override;
   Result<void> settle() override;
   Result<void> reload_parent() override;
+  void readers_gone() override { space_.readers_gone(); }
   void set_chain(MapListener& listener, ParentReader& below) override;
 
  private:
