@@ -148,6 +148,16 @@ Result<void> take_snapshot(const drivers::NodeSpec& image, const std::string& na
   for (const InstanceRecord& user : users)
     if (!user.read_only) return ask_for_snapshot(user, name, options);
   VBDKIT_ASSIGN(const auto lock, drivers::ImageLock::take(image.path, drivers::LockMode::kWriter));
+  // An instance that is just taking a snapshot has made this file, and writes its parent still.
+  std::optional<drivers::ImageLock> parent_lock;
+  if (const auto* const format = drivers::find_image_format(image.driver);
+      format != nullptr && format->plan_parent != nullptr) {
+    VBDKIT_ASSIGN(const auto facts, format->inspect(image.path));
+    if (facts.parent) {
+      VBDKIT_ASSIGN(parent_lock,
+                    drivers::ImageLock::take(facts.parent->path, drivers::LockMode::kReader));
+    }
+  }
   VBDKIT_TRY(drivers::check_childless(image.path));
   VBDKIT_ASSIGN(auto taken, drivers::ImageSnapshot::prepare(image, name, options));
   return taken.commit();

@@ -49,19 +49,22 @@ Chain outline(const Chain& chain, size_t more) {
   return next;
 }
 
-Result<void> open_both(Chain& next, const ChainNode& node, const NewLeaf& leaf,
+// The new leaf first: somebody may have found it under the image's name, and now it is locked while
+// what it stands on is still nobody's to read. Then the former one lets itself be read.
+Result<void> open_both(Chain& next, ChainNode& node, const NewLeaf& leaf,
                        const OpenContext& context) {
   const ChainOptions& options = node.options();
+  OpenContext writing = context;
+  writing.options.read_only = false;
+  VBDKIT_ASSIGN(next.layers[0],
+                open_layer(leaf.image.path, leaf.image.driver, leaf.image, writing));
+  VBDKIT_TRY(node.chain().leaf().file().share(Sharing::kReaders));
   OpenContext reading = context;
   reading.options.read_only = true;
   reading.options.child = leaf.image.path;
   VBDKIT_ASSIGN(next.stamps[1], FileStamp::of(leaf.former));
   VBDKIT_ASSIGN(next.layers[1],
                 open_layer(leaf.former, node.chain().leaf().info().format, options.image, reading));
-  OpenContext writing = context;
-  writing.options.read_only = false;
-  VBDKIT_ASSIGN(next.layers[0],
-                open_layer(leaf.image.path, leaf.image.driver, leaf.image, writing));
   if (next.stamps[1].identity != node.chain().stamps.front().identity)
     return failed(leaf.former, "is not the image in use");
   VBDKIT_ASSIGN(next.stamps[0], FileStamp::of(leaf.image.path));
@@ -82,8 +85,7 @@ Result<void> put_in_front(ChainNode& node, const NewLeaf& leaf, const OpenContex
   // What is opened on its file next sees all of it.
   VBDKIT_TRY(present.settle());
   Chain next = outline(node.chain(), 1);
-  Result<void> opened = present.file().share(Sharing::kReaders);
-  if (opened) opened = open_both(next, node, leaf, context);
+  const Result<void> opened = open_both(next, node, leaf, context);
   if (!opened) {
     next = {};  // their locks go first
     // Where a reader came in between, it stays that way: it still keeps writers away.

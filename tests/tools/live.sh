@@ -51,6 +51,34 @@ for format in qcow2 vhd; do
 done
 ok "a snapshot of a disk in use keeps its name and its content"
 
+# Between the new file's name and its use: an instance is stopped there, and a second snapshot of the
+# same disk finds a file that no instance has, on an image that one writes.
+for format in qcow2 vhd; do
+  guest=$(activate "$format:$format/mid.$format")
+  pid=$(record "$guest" | jq .pid)
+  before=$(stat -c %i "$format/mid.$format")
+  # The second one of the thread that makes the files: the directory's, after the exchange of names.
+  strace -f -qq -o strace.log -p "$pid" -e trace=fsync -e inject=fsync:signal=STOP:when=2 2>/dev/null &
+  tracer=$!
+  until grep -qE 'TracerPid:[[:space:]]+[1-9]' "/proc/$pid/status"; do kill -0 "$tracer"; done
+  "$VBDKIT" snapshot "$format:$format/mid.$format" "$format/first.$format" >out1 2>&1 &
+  first=$!
+  until grep -q 'stopped by SIGSTOP' strace.log; do
+    kill -0 "$first" || fail "the first snapshot has ended: $(cat out1)"
+  done
+  [ "$(stat -c %i "$format/mid.$format")" != "$before" ] || fail "it was stopped too early"
+  refused 1 'in use by' snapshot "$format:$format/mid.$format" "$format/second.$format"
+  [ ! -e "$format/second.$format" ] || fail "a snapshot was refused, and is there"
+  kill -KILL "$tracer"
+  until grep -qE 'TracerPid:[[:space:]]+0' "/proc/$pid/status"; do :; done
+  kill -CONT "$pid"
+  wait "$first" || fail "the first snapshot: $(cat out1)"
+  guest_reads "$guest" "$format/model" "after two snapshots at once"
+  end "$guest"
+  vbdkit coalesce "$format:$format/first.$format" >out
+done
+ok "two snapshots of a disk at the same moment"
+
 mkdir group
 vbdkit create --size 1M vhd:group/a.vhd
 vbdkit create --size 1M qcow2:group/b.qcow2
