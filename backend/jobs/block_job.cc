@@ -91,6 +91,7 @@ void BlockJob::put_above_image(NodePtr& top) {
   NodePtr disk = over == &image ? std::move(top) : over->exchange_next(nullptr);
   auto filter = make_filter(std::move(disk));
   filter_ = filter.get();
+  filter_->set_owner("Job '" + settings_.id + "' (" + type() + ")");
   if (over == &image)
     top = std::move(filter);
   else
@@ -188,8 +189,12 @@ void BlockJob::take_out(Last last, Done done) {
   context_.graph.change(
       [this, last = std::move(last)](NodePtr& top) -> Result<void> {
         if (last) VBDKIT_TRY(last(top));
+        const bool refresh = filter_->refresh_wanted();
         const NodePtr filter = remove_node(top, *filter_);
         filter_ = nullptr;
+        if (!refresh) return {};
+        if (const auto looked = top->refresh_size(); !looked)
+          context_.log.warning("%s", looked.error().message().c_str());
         return {};
       },
       [self = self_, done = std::move(done)](Result<void> result) {

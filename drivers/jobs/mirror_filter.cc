@@ -90,8 +90,11 @@ Result<void> MirrorFilter::check(const Node& disk, const Node& target) {
   return {};
 }
 
-Result<void> MirrorFilter::size_is_fixed() {
-  return Error(ErrorKind::kBusy, "a job is copying the disk, which keeps its size meanwhile",
+Result<void> MirrorFilter::resize(Bytes) {
+  return Error(ErrorKind::kBusy,
+               owner_ +
+                   " runs on this disk, which keeps its size meanwhile; wait for its end or "
+                   "cancel it",
                EBUSY);
 }
 

@@ -27,6 +27,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "base/buffer_pool.h"
@@ -67,6 +68,8 @@ class MirrorFilter final : public Filter {
   const ChunkBitmap& todo() const { return todo_; }
   // kBeforeWrite: what was changed on the disk since.
   const ChunkBitmap& changed() const { return changed_; }
+  // For whom it works, as others are told who have to wait for it: "Job 'disk' (mirror)".
+  void set_owner(std::string owner) { owner_ = std::move(owner); }
   // Flushes go to the target too (kFollow).
   void flush_both(bool both) { flush_both_ = both; }
   // So much from that byte on need not be moved, as it seemed a moment ago: one copy may take all
@@ -80,8 +83,13 @@ class MirrorFilter final : public Filter {
   std::string spec() const override { return next().spec(); }
   const NodeInfo& info() const override { return info_; }
   void submit(Request& request) override;
-  Result<void> refresh_size() override { return size_is_fixed(); }
-  Result<void> resize(Bytes) override { return size_is_fixed(); }
+  // Not before the filter has gone: the disk keeps its size while it is being copied.
+  Result<void> refresh_size() override {
+    refresh_wanted_ = true;
+    return {};
+  }
+  bool refresh_wanted() const { return refresh_wanted_; }
+  Result<void> resize(Bytes) override;
   Result<void> reopen(bool read_only) override;
 
  private:
@@ -91,7 +99,6 @@ class MirrorFilter final : public Filter {
   enum class Kind { kData, kZero, kNothing };
   using Mode = MirrorOptions::Mode;
 
-  static Result<void> size_is_fixed();
   void fail(int error, const char* what, uint64_t offset);
 
   void follow(Request& request);
@@ -124,6 +131,8 @@ class MirrorFilter final : public Filter {
   ChunkBitmap changed_;
   bool target_zero_;  // nothing was written yet to what is marked
   bool flush_both_ = false;
+  bool refresh_wanted_ = false;
+  std::string owner_ = "a job";
   uint64_t quiet_begin_ = 0;  // bytes; behind the last copy that was looked at
   uint64_t quiet_end_ = 0;
   std::optional<Error> failure_;
