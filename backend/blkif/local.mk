@@ -41,7 +41,8 @@ blkif_simtests = \
   tests/sim/blkif_protocol_test \
   tests/sim/blkif_security_test \
   tests/sim/live_chain_test \
-  tests/sim/live_job_test
+  tests/sim/live_job_test \
+  tests/sim/live_load_test
 check_PROGRAMS += $(blkif_simtests)
 TESTS += $(blkif_simtests)
 blkif_simtest_cppflags = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
@@ -64,6 +65,16 @@ tests_sim_live_job_test_SOURCES = \
   tests/sim/live_job_test.cc
 tests_sim_live_job_test_CPPFLAGS = $(blkif_simtest_cppflags)
 tests_sim_live_job_test_LDADD = libcontrol.la libdrivers.la $(blkif_simtest_ldadd)
+
+tests_sim_live_load_test_SOURCES = \
+  tests/sim/live_load_test.cc \
+  tests/sim/nbd_writer.cc \
+  tests/sim/nbd_writer.h \
+  tests/sim/stamped_disk.cc \
+  tests/sim/stamped_disk.h
+tests_sim_live_load_test_CPPFLAGS = $(blkif_simtest_cppflags) $(LIBNBD_CFLAGS)
+tests_sim_live_load_test_LDADD = libregistry.la libcontrol.la $(blkif_simtest_ldadd) $(LIBNBD_LIBS)
+EXTRA_tests_sim_live_load_test_DEPENDENCIES = vbdkit vbdkit-backend
 
 tests_sim_blkif_security_test_SOURCES = \
   tests/sim/blkif_security_test.cc \

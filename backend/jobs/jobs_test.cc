@@ -254,7 +254,7 @@ TEST_F(Jobs, BackupKeepsThePointInTimeUnderLoad) {
     fill(at, 1 << 20, static_cast<uint8_t>(1 + (at >> 21)));
   const std::vector<uint8_t> then = read_all();
   // The load begins behind the start of the job, which takes the moment.
-  command("drive-backup", R"({"device":"disk","job-id":"b","sync":"full","speed":4194304,)"
+  command("drive-backup", R"({"device":"disk","job-id":"b","sync":"full","speed":65536,)"
                           R"("format":"raw","target":")" +
                               path("backup") + "\"}");
   while (command("query-block-jobs").at(0).member("len").number() == 0u) {
