@@ -12,10 +12,13 @@ dist_man_MANS += \
   docs/man/vbdkit.1 \
   docs/man/vbdkitd.8
 
+examplesdir = $(docdir)/examples
+dist_examples_DATA = docs/examples/guest.cfg
+dist_examples_SCRIPTS = docs/examples/storage-manager.sh
+
 EXTRA_DIST += \
   docs/admin.md \
   docs/driver-author.md \
-  docs/examples/storage-manager.sh \
   docs/packager.md \
   docs/performance.md \
   docs/storage-manager.md

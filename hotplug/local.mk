@@ -30,7 +30,7 @@ vbdkitd_CPPFLAGS = $(AM_CPPFLAGS) -DVBDKIT_LIBEXECDIR='"$(pkglibexecdir)"' $(SYS
 vbdkitd_LDADD = libhotplug.la $(SYSTEMD_LIBS)
 
 # ---- script and units ----
-hotplug_subst = sed -e 's|@sbindir[@]|$(sbindir)|g'
+hotplug_subst = sed -e 's|@sbindir[@]|$(sbindir)|g' -e 's|@sysconfdir[@]|$(sysconfdir)|g'
 xenscriptdir = @xenscriptdir@
 xenscript_SCRIPTS = hotplug/block-vbdkit
 hotplug/block-vbdkit: $(srcdir)/hotplug/block-vbdkit.in Makefile
@@ -43,16 +43,30 @@ hotplug/vbdkitd.service: $(srcdir)/hotplug/vbdkitd.service.in Makefile
 	$(AM_V_GEN)$(MKDIR_P) hotplug && $(hotplug_subst) $(srcdir)/hotplug/vbdkitd.service.in >$@.tmp && \
 	mv $@.tmp $@
 
+# Both are called vbdkit.conf where they are installed.
 tmpfilesdir = $(prefix)/lib/tmpfiles.d
-tmpfiles_DATA = hotplug/vbdkit.conf
-hotplug/vbdkit.conf: $(srcdir)/hotplug/vbdkit.tmpfiles
-	$(AM_V_GEN)$(MKDIR_P) hotplug && cp $(srcdir)/hotplug/vbdkit.tmpfiles $@
+tmpfiles_DATA = hotplug/tmpfiles/vbdkit.conf
+hotplug/tmpfiles/vbdkit.conf: $(srcdir)/hotplug/vbdkit.tmpfiles
+	$(AM_V_GEN)$(MKDIR_P) hotplug/tmpfiles && cp $(srcdir)/hotplug/vbdkit.tmpfiles $@
+
+sysusersdir = $(prefix)/lib/sysusers.d
+sysusers_DATA = hotplug/sysusers/vbdkit.conf
+hotplug/sysusers/vbdkit.conf: $(srcdir)/hotplug/vbdkit.sysusers
+	$(AM_V_GEN)$(MKDIR_P) hotplug/sysusers && cp $(srcdir)/hotplug/vbdkit.sysusers $@
+
+pkgsysconfdir = $(sysconfdir)/vbdkit
+dist_pkgsysconf_DATA = hotplug/vbdkitd.conf
 
 EXTRA_DIST += \
   hotplug/block-vbdkit.in \
+  hotplug/vbdkit.sysusers \
   hotplug/vbdkit.tmpfiles \
   hotplug/vbdkitd.service.in
-CLEANFILES += hotplug/block-vbdkit hotplug/vbdkitd.service hotplug/vbdkit.conf
+CLEANFILES += \
+  hotplug/block-vbdkit \
+  hotplug/sysusers/vbdkit.conf \
+  hotplug/tmpfiles/vbdkit.conf \
+  hotplug/vbdkitd.service
 
 # ---- tests ----
 if HAVE_GTEST
