@@ -31,6 +31,7 @@ EXTRA_DIST += \
   tests/xen/cases/storage-first.sh \
   tests/xen/cases/tap-stock.sh \
   tests/xen/cases/two-disks.sh \
+  tests/xen/cases/upgrade.sh \
   tests/xen/cases/xentop.sh \
   tests/xen/demo \
   tests/xen/dom0/after-case \
