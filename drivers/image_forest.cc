@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
 #include <optional>
 
@@ -17,14 +18,28 @@ std::optional<FileIdentity> identity_of(const std::string& path) {
   return FileIdentity{st.st_dev, st.st_ino};
 }
 
-Result<std::vector<std::string>> list_images(const std::string& directory) {
+// Null where the content is no image that could have a parent, or cannot be read.
+const ImageFormat* format_by_content_of(const std::string& path) {
+  const auto fd = Fd::open(path, O_RDONLY | O_NONBLOCK);
+  std::array<char, 8> head{};
+  if (!fd || ::pread(fd->get(), head.data(), head.size(), 0) < 0) return nullptr;
+  for (const ImageFormat& format : image_formats())
+    if (!format.magic.empty() &&
+        std::string_view(head.data(), head.size()).starts_with(format.magic))
+      return &format;
+  return nullptr;
+}
+
+Result<std::vector<std::string>> list_files(const std::string& directory) {
   std::error_code error;
   std::vector<std::string> paths;
   std::filesystem::directory_iterator it(directory, error);
   for (; !error && it != std::filesystem::directory_iterator(); it.increment(error)) {
     std::error_code ignored;
     const std::string path = it->path().string();
-    if (format_by_name_of(path) != nullptr && !it->is_directory(ignored)) paths.push_back(path);
+    if (std::ranges::any_of(kUnfinished, [&](auto end) { return path.ends_with(end); })) continue;
+    const bool image = format_by_name_of(path) != nullptr && !it->is_directory(ignored);
+    if (image || it->is_regular_file(ignored)) paths.push_back(path);
   }
   if (error) return Error::from_errno(error.value(), "open " + directory);
   std::sort(paths.begin(), paths.end());
@@ -34,9 +49,15 @@ Result<std::vector<std::string>> list_images(const std::string& directory) {
 }  // namespace
 
 Result<ImageForest> ImageForest::scan(const std::string& directory) {
-  VBDKIT_ASSIGN(const std::vector<std::string> paths, list_images(directory));
+  VBDKIT_ASSIGN(const std::vector<std::string> paths, list_files(directory));
   ImageForest forest;
-  for (const std::string& path : paths) forest.add(path, *format_by_name_of(path));
+  for (const std::string& path : paths) {
+    const ImageFormat* const named = format_by_name_of(path);
+    if (named != nullptr) forest.add(path, *named);
+    if (named != nullptr && !named->magic.empty()) continue;
+    if (const ImageFormat* const format = format_by_content_of(path))
+      forest.disguised_.push_back({path, format});
+  }
   // Parents outside of the directory are added while it goes on.
   for (size_t i = 0; i < forest.images_.size(); ++i) forest.link(i);
   forest.cut_loops();
@@ -136,6 +157,31 @@ std::vector<const ForestImage*> ImageForest::children_of(const std::string& path
   return children;
 }
 
+std::vector<std::string> ImageForest::disguised_children_of(const std::string& path) const {
+  std::vector<std::string> children;
+  const auto identity = identity_of(path);
+  for (const Disguised& one : disguised_) {
+    const auto facts = one.format->inspect(one.path);
+    if (!facts || !facts->parent || !identity) continue;
+    if (const auto parent = identity_of(facts->parent->path); parent && *parent == *identity)
+      children.push_back(one.path);
+  }
+  return children;
+}
+
+Error parent_of_another(const std::string& parent, const std::string& child) {
+  return Error(
+      ErrorKind::kBusy,
+      "the parent " + parent + " is also that of " + child + ", which would change with it", EBUSY);
+}
+
+Error parent_of_disguised(const std::string& parent, const std::string& child) {
+  return Error(ErrorKind::kBusy,
+               child + " reads as an image that stands on " + parent +
+                   ", which would change it; its name does not say so: rename it if it is one",
+               EBUSY);
+}
+
 std::string directory_of(const std::string& path) {
   const std::string directory = std::filesystem::path(path).parent_path().string();
   return directory.empty() ? "." : directory;
@@ -150,6 +196,9 @@ Result<void> sync_directory(const std::string& directory) {
 Result<void> check_childless(const std::string& path) {
   VBDKIT_ASSIGN(const ImageForest forest, ImageForest::scan(directory_of(path)));
   const auto children = forest.children_of(path);
+  if (const auto disguised = forest.disguised_children_of(path);
+      children.empty() && !disguised.empty())
+    return parent_of_disguised(path, disguised.front());
   if (children.empty()) return {};
   return Error(ErrorKind::kBusy,
                path + " is the parent of " + children.front()->path +

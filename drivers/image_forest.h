@@ -3,11 +3,14 @@
 // ImageForest: the images in a directory, and who is whose parent. Which files are images is told
 // by the suffix of their names (image_format.h), and by images that name them as parents. An image
 // that cannot be read, or whose parent is missing, is shown as such and stops nothing.
+// A guest can write an image's header into its raw disk, so that files whose content says another
+// thing than their name are no images here; but who changes one on which they may stand asks.
 // Blocking I/O; any thread.
 #pragma once
 
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/result.h"
@@ -37,8 +40,14 @@ class ImageForest {
 
   // Those that stand on that file.
   std::vector<const ForestImage*> children_of(const std::string& path) const;
+  // Those that do by their content, though not by their names.
+  std::vector<std::string> disguised_children_of(const std::string& path) const;
 
  private:
+  struct Disguised {
+    std::string path;
+    const ImageFormat* format;
+  };
   size_t add(const std::string& path, const ImageFormat& format);
   size_t add_missing(const std::string& path, const std::string& format);
   void link(size_t child);
@@ -48,7 +57,15 @@ class ImageForest {
   std::map<FileIdentity, size_t> by_file_;
   std::map<std::string, size_t> missing_;
   std::vector<size_t> roots_;
+  std::vector<Disguised> disguised_;
 };
+
+// What the names of files end in that a command was making when it was interrupted.
+inline constexpr std::string_view kUnfinished[] = {".vbdkit-new", ".coalesce.new"};
+
+// Why an image that others stand on is not to be changed.
+Error parent_of_another(const std::string& parent, const std::string& child);
+Error parent_of_disguised(const std::string& parent, const std::string& child);
 
 // The directory that a file is in, as a path that can be opened.
 std::string directory_of(const std::string& path);

@@ -85,6 +85,8 @@ struct FormatOption {
 struct ImageFormat {
   const char* name;      // as drivers are called
   const char* suffixes;  // of file names: ".raw .img"
+  // The first bytes of every image that has a parent; empty where none has one.
+  std::string_view magic;
   std::span<const FormatOption> create_options;
   // The file must not exist; a block device is overwritten.
   Result<void> (*create)(const CreateRequest& request);

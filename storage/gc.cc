@@ -28,8 +28,6 @@ using drivers::ForestImage;
 using drivers::ImageForest;
 
 constexpr std::string_view kJournal = ".coalesce";
-// Files that are renamed when they are complete.
-constexpr std::string_view kUnfinished[] = {".vbdkit-new", ".coalesce.new"};
 
 struct Step {
   enum class What { kFinish, kCoalesce, kRemove };
@@ -69,7 +67,7 @@ std::optional<Step> step_for_file(const std::string& path) {
     if (format == nullptr) return std::nullopt;
     return Step{Step::What::kFinish, image, format->name, {}, "its coalesce was interrupted"};
   }
-  for (const std::string_view suffix : kUnfinished)
+  for (const std::string_view suffix : drivers::kUnfinished)
     if (path.ends_with(suffix))
       return Step{Step::What::kRemove,
                   path,
@@ -84,7 +82,7 @@ std::optional<Step> step_for_image(const ImageForest& forest, const ForestImage&
   if (!image.problem.empty() || image.missing) return std::nullopt;
   const bool hidden = is_hidden(image);
   if (image.children.empty()) {
-    if (!hidden) return std::nullopt;
+    if (!hidden || !forest.disguised_children_of(image.path).empty()) return std::nullopt;
     return Step{Step::What::kRemove, image.path, image.facts.format, image.path,
                 "hidden, and nothing stands on it"};
   }

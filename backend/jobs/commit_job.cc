@@ -96,10 +96,9 @@ Result<void> CommitJob::look_for_siblings() const {
   VBDKIT_ASSIGN(const auto forest, drivers::ImageForest::scan(drivers::directory_of(parent_.path)));
   for (const drivers::ForestImage* child : forest.children_of(parent_.path))
     if (!same_file(child->path, leaf_.path))
-      return Error(ErrorKind::kBusy,
-                   "the parent " + parent_.path + " is also that of " + child->path +
-                       ", which would change with it",
-                   EBUSY);
+      return drivers::parent_of_another(parent_.path, child->path);
+  for (const std::string& child : forest.disguised_children_of(parent_.path))
+    if (!same_file(child, leaf_.path)) return drivers::parent_of_disguised(parent_.path, child);
   return {};
 }
 

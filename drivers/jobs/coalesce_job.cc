@@ -175,18 +175,23 @@ Result<void> CoalesceJob::find_children() {
     return std::any_of(journal_.children.begin(), journal_.children.end(),
                        [&](const auto& child) { return same_file(child.path, path); });
   };
+  std::vector<std::pair<std::string, std::string>> disguised;  // parent, child
   for (const std::string& directory : directories) {
     VBDKIT_ASSIGN(const ImageForest forest, ImageForest::scan(directory));
     for (const ForestImage* sibling : forest.children_of(parent_.path))
       if (!same_file(sibling->path, image_.path) && !known(sibling->path))
-        return Error(ErrorKind::kBusy,
-                     "the parent " + parent_.path + " is also that of " + sibling->path +
-                         ", which would change with it",
-                     EBUSY);
+        return parent_of_another(parent_.path, sibling->path);
     for (const ForestImage* child : forest.children_of(image_.path))
       if (!known(child->path)) journal_.children.push_back({child->path, child->facts.format, {}});
+    for (const std::string& path : {parent_.path, image_.path})
+      for (const std::string& child : forest.disguised_children_of(path))
+        if (!same_file(child, image_.path)) disguised.emplace_back(path, child);
   }
-  return live_ ? add_children_of_users() : Result<void>();
+  if (live_) VBDKIT_TRY(add_children_of_users());
+  // Those in use have said what they are.
+  for (const auto& [parent, child] : disguised)
+    if (!known(child)) return parent_of_disguised(parent, child);
+  return {};
 }
 
 uint64_t CoalesceJob::settled() const {

@@ -105,7 +105,7 @@ Result<std::vector<FilePatch>> plan_parent(const std::string& path, const std::s
 }  // namespace
 
 ImageFormat qcow2_image_format() {
-  return {"qcow2", ".qcow2", kOptions, create, inspect, check, plan_parent};
+  return {"qcow2", ".qcow2", {"QFI\xfb", 4}, kOptions, create, inspect, check, plan_parent};
 }
 
 }  // namespace vbdkit::drivers

@@ -77,6 +77,19 @@ ok "an image is merged, and all that stood on it stands on its parent"
 vbdkit create --parent qcow2:qcow2/base.qcow2 qcow2:qcow2/brother.qcow2
 refused 1 'is also that of .*brother.qcow2' coalesce qcow2:qcow2/mid.qcow2
 rm qcow2/brother.qcow2
+# Nor does a name that says nothing, or something else, hide who stands on the image or on its parent.
+for format in qcow2 vhd; do
+  for name in brother brother.img; do
+    for parent in base mid; do
+      vbdkit create --parent "$format:$format/$parent.$format" "$format:$format/$name"
+      refused 1 "$name reads as an image that stands on .*$parent.$format" coalesce "$format:$format/mid.$format"
+      rm "$format/$name"
+    done
+    vbdkit create --parent "$format:$format/leaf.$format" "$format:$format/$name"
+    refused 1 "$name reads as an image" resize "$format:$format/leaf.$format" 1G
+    rm "$format/$name"
+  done
+done
 refused 2 'has no parent' coalesce qcow2:qcow2/base.qcow2
 refused 2 'no parents' coalesce raw:base.raw
 mkfifo fifo

@@ -200,3 +200,27 @@ vbdkit gc --json gc >out
 expect_json '[.[] | [.step, .done]]' '[["remove",true]]'
 [ "$(ls gc)" = $'base.qcow2\nleaf.qcow2' ] || fail "gc left: $(ls gc)"
 ok "gc ends what was interrupted, and removes what was left"
+
+mkdir hidden
+vbdkit create --size 1M vhd:hidden/old.vhd
+# As a storage manager marks what only its children need: a byte of the footer, at the file's end and its beginning.
+python3 - hidden/old.vhd <<'PYTHON'
+import sys
+with open(sys.argv[1], "r+b") as image:
+    for place in ((-512, 2), (0, 0)):
+        image.seek(*place)
+        footer = bytearray(image.read(512))
+        footer[85] = 1
+        footer[64:68] = bytes(4)
+        footer[64:68] = (~sum(footer) & 0xFFFFFFFF).to_bytes(4, "big")
+        image.seek(*place)
+        image.write(footer)
+PYTHON
+vbdkit create --parent vhd:hidden/old.vhd vhd:hidden/disk-of-guest-7
+vbdkit gc --json hidden >out
+expect_json '.' '[]'
+rm hidden/disk-of-guest-7
+vbdkit gc --json hidden >out
+expect_json '[.[] | [.step, .done]]' '[["remove",true]]'
+[ -z "$(ls hidden)" ] || fail "gc left: $(ls hidden)"
+ok "gc removes a hidden image on which nothing stands, whatever that is called"
