@@ -129,9 +129,11 @@ TEST_F(PluginTest, NamesWhatIsWrongWithAnImage) {
       told.starts_with("error qcow2: open " + leaf + ": its parent is missing; looked for "))
       << told;
   EXPECT_NE(told.find("b.qcow2"), std::string::npos) << told;
-  EXPECT_EQ(vbdkit("validate format=raw target=" + dir_ + "/none.img").find("No such file") ==
-                std::string::npos,
-            false);
+  for (const std::string format : {"raw", "qcow2", "vhd"}) {
+    const std::string none = dir_ + "/none." + format;
+    EXPECT_EQ(vbdkit("validate format=" + format + " target=" + none),
+              "error " + format + ": open " + none + ": No such file or directory\n");
+  }
   EXPECT_NE(vbdkit("validate format=vhd target=" + leaf).find("vhd"), std::string::npos);
 }
 

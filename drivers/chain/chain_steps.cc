@@ -51,6 +51,10 @@ Error ChainSteps::failed(Error error) const {
   std::string steps;
   for (const std::string& path : paths_)
     steps += (steps.empty() ? ": open " : ", its parent ") + path;
+  // Whoever opens a file names it too.
+  const std::string repeated = paths_.empty() ? "" : "open " + paths_.back() + ": ";
+  if (!repeated.empty() && error.message().starts_with(repeated))
+    error = Error(error.kind(), error.message().substr(repeated.size()), error.sys_errno());
   return std::move(error).context(driver_ + steps);
 }
 
