@@ -9,6 +9,7 @@ EXTRA_DIST += \
   tests/xen/cases/boot-qcow2-chain.sh \
   tests/xen/cases/boot-raw-file.sh \
   tests/xen/cases/boot-vhd-chain.sh \
+  tests/xen/cases/cdrom.sh \
   tests/xen/cases/clones-coalesce.sh \
   tests/xen/cases/destroy-under-load.sh \
   tests/xen/cases/detach-busy.sh \
@@ -24,6 +25,7 @@ EXTRA_DIST += \
   tests/xen/cases/plugin-refused.sh \
   tests/xen/cases/plugin-save-restore.sh \
   tests/xen/cases/pvh.sh \
+  tests/xen/cases/pygrub-vhd.sh \
   tests/xen/cases/read-only.sh \
   tests/xen/cases/reboot.sh \
   tests/xen/cases/second-writer.sh \
@@ -36,6 +38,7 @@ EXTRA_DIST += \
   tests/xen/demo \
   tests/xen/dom0/after-case \
   tests/xen/dom0/agent \
+  tests/xen/dom0/boot-disk.sh \
   tests/xen/dom0/case \
   tests/xen/dom0/demo \
   tests/xen/dom0/driver-init \

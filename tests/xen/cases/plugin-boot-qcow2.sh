@@ -22,18 +22,19 @@ guest_must g1 'echo first >/file && sync' >/dev/null
 mark_console g1
 guest_send g1 'sync; reboot -f'
 guest_ready g1
-mark_console g1 # the numbers of commands begin anew, those before the reboot shall not be taken for them
 expect "what the guest wrote, after its reboot" "$(guest_must g1 'cat /file')" first
 
 path=$(image second 16M)
 fill "$path" 16
 sum=$(sha256sum <"$path")
-xl block-attach g1 "$(plugin_disk xvdb raw "$path" r)" >"$state/attach" 2>&1 || fail "block-attach: $(cat "$state/attach")"
-guest_must g1 'for i in $(seq 200); do [ -b /dev/xvdb ] && exit 0; sleep 0.1; done; exit 1'
+attach_disk g1 xvdb "$(plugin_disk xvdb raw "$path" r)"
 expect "checksum that the guest reads" "$(guest_must g1 'sha256sum </dev/xvdb')" "$sum"
 expect "instances" "$(instance_count)" 2
 ! xl block-attach g1 "$(plugin_disk xvdc qcow2 "$images/none.qcow2")" >"$state/g1.xl" 2>&1 || fail "attached what is not there"
-printed g1 "plugin vbdkit: qcow2: open $images/none.qcow2" "No such file or directory"
+printed g1 "plugin vbdkit: qcow2: open $images/none.qcow2: No such file or directory"
+detach g1 xvdb
+expect "instances without the second disk" "$(instance_count)" 1
+expect "disks of xl block-list" "$(xl block-list g1 | awk 'NR > 1' | wc -l)" 1
 shut_down g1
 vbdkit check "qcow2:$leaf" >"$state/check" 2>&1 || fail "vbdkit check: $(cat "$state/check")"
-saw "boot and reboot from qcow2 with a backing file through backend/vbd3; a second disk attached"
+saw "boot and reboot from qcow2 with a backing file through backend/vbd3; a second disk attached and detached"

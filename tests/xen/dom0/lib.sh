@@ -199,10 +199,12 @@ mark_console() {
   stat -c %s "$console/guest-$1.log" >"$state/$1.offset" 2>/dev/null || echo 0 >"$state/$1.offset"
 }
 
-# guest_create NAME [--fio] [--memory MIB] [--vcpus N] [--type pv|pvh] [--append WORDS] [--config LINE] [DISK…]
+# guest_create NAME [--fio] [--memory MIB] [--vcpus N] [--type pv|pvh] [--append WORDS] [--boot pygrub] [--config LINE]
+#              [DISK…]
 # `xl create` and wait until the guest listens. What xl printed is in $state/NAME.xl; returns xl's status if it failed.
+# --boot: no kernel of ours, pygrub finds one on the disk (see boot-disk.sh).
 guest_create() {
-  local name=$1 memory=160 vcpus=1 type=pv ramdisk=guest.img append='' config='' disks=''
+  local name=$1 memory=160 vcpus=1 type=pv ramdisk=guest.img append='' boot='' config='' disks=''
   shift
   while [ $# -gt 0 ]; do
     case $1 in
@@ -211,25 +213,30 @@ guest_create() {
       --vcpus) vcpus=$2; shift 2 ;;
       --type) type=$2; shift 2 ;;
       --append) append=$2; shift 2 ;;
+      --boot) boot=$2; shift 2 ;;
       --config) config=$2; shift 2 ;;
       *) disks+="'$1',"; shift ;;
     esac
   done
-  cat >"$state/$name.cfg" <<END
+  {
+    cat <<END
 name = "$name"
 type = "$type"
-kernel = "/lab/vmlinux"
-ramdisk = "/lab/$ramdisk"
 memory = $memory
 vcpus = $vcpus
-extra = "console=hvc0 loglevel=4 rootfstype=ramfs $append"
 disk = [ $disks ]
 $config
 END
+    case $boot in
+      '') printf 'kernel = "/lab/vmlinux"\nramdisk = "/lab/%s"\nextra = "%s"\n' "$ramdisk" "$guest_words $append" ;;
+      pygrub) printf 'bootloader = "pygrub"\nbootloader_args = [ "-q" ]\n' ;;
+    esac
+  } >"$state/$name.cfg"
   mark_console "$name"
   xl create "$state/$name.cfg" >"$state/$name.xl" 2>&1 || return
   guest_ready "$name"
 }
+guest_words='console=hvc0 loglevel=4 rootfstype=ramfs'
 
 guest_ready() { # waits until the guest says that it listens
   local text
@@ -239,6 +246,7 @@ guest_ready() { # waits until the guest says that it listens
   }
   echo "/local/domain/$(domid "$1")" >"$state/$1.path"
   echo 0 >"$state/$1.seq"
+  mark_console "$1" # the numbers of commands begin anew; earlier ones shall not be taken for them
 }
 
 guest_alive() { xl list "$1" >/dev/null 2>&1; }
@@ -298,7 +306,10 @@ blkfront() { # blkfront GUEST [PARAMETER=VALUE…]: loads the frontend's driver 
   guest_must "$name" "rmmod xen-blkfront && modprobe xen-blkfront $*" >/dev/null
 }
 attach() { # attach GUEST VDEV PATH [ACCESS]: block-attach, and wait until the guest has the disk
-  xl block-attach "$1" "$(disk "$2" "$3" "${4:-rw}")" || fail "xl block-attach $2 $3: status $?"
+  attach_disk "$1" "$2" "$(disk "$2" "$3" "${4:-rw}")"
+}
+attach_disk() { # attach_disk GUEST VDEV DISK: the same with a whole disk spec
+  xl block-attach "$1" "$3" || fail "xl block-attach $3: status $?"
   guest_must "$1" "for i in \$(seq 200); do [ \"\$(cat /sys/block/$2/size 2>/dev/null || echo 0)\" -gt 0 ] &&
     [ -b /dev/$2 ] && exit 0; sleep 0.1; done; exit 1"
 }
