@@ -17,7 +17,13 @@ class QmpSession : public std::enable_shared_from_this<QmpSession> {
  public:
   explicit QmpSession(QmpServer& server) : server_(server) {}
 
+  pid_t peer() const { return peer_; }
+
   Result<void> start(Fd socket) {
+    ucred credentials{};
+    socklen_t length = sizeof credentials;
+    if (::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &credentials, &length) == 0)
+      peer_ = credentials.pid;
     auto channel = Channel::create(
         server_.reactor_, std::move(socket),
         {.message = [this](JsonFramer::Frame frame) { on_message(std::move(frame)); },
@@ -51,14 +57,14 @@ class QmpSession : public std::enable_shared_from_this<QmpSession> {
     if (!parsed) {
       server_.log_.limited(server_.complaints_, LogLevel::kWarning,
                            "control: a client sent something that is not JSON");
-      return Reply(weak_from_this(), {}).error("GenericError", "Invalid JSON syntax");
+      return Reply(shared_from_this(), {}).error("GenericError", "Invalid JSON syntax");
     }
     execute(*parsed);
   }
 
   void execute(const Json& message) {
     const Json id = message.member("id");
-    Reply reply(weak_from_this(), id.is_null() ? std::string() : ",\"id\":" + id.dump());
+    Reply reply(shared_from_this(), id.is_null() ? std::string() : ",\"id\":" + id.dump());
     if (!message.is_object()) return reply.error("GenericError", "QMP input must be a JSON object");
     for (const std::string& key : message.keys()) {
       if (key != "execute" && key != "arguments" && key != "id")
@@ -99,12 +105,13 @@ class QmpSession : public std::enable_shared_from_this<QmpSession> {
   }
 
   QmpServer& server_;
+  pid_t peer_ = 0;
   std::unique_ptr<Channel> channel_;
   bool negotiated_ = false;
 };
 
-Reply::Reply(std::weak_ptr<QmpSession> session, std::string id_member)
-    : session_(std::move(session)), id_member_(std::move(id_member)) {}
+Reply::Reply(const std::shared_ptr<QmpSession>& session, std::string id_member)
+    : session_(session), peer_(session->peer()), id_member_(std::move(id_member)) {}
 
 Reply::~Reply() { error("GenericError", "The command was abandoned"); }
 

@@ -10,6 +10,8 @@
 // Thread: the reactor's.
 #pragma once
 
+#include <sys/types.h>
+
 #include <functional>
 #include <map>
 #include <memory>
@@ -30,10 +32,13 @@ class QmpSession;
 // outlive the connection: then the answer is dropped.
 class Reply {
  public:
-  Reply(std::weak_ptr<QmpSession> session, std::string id_member);
+  Reply(const std::shared_ptr<QmpSession>& session, std::string id_member);
   Reply(Reply&&) = default;
   Reply& operator=(Reply&&) = delete;
   ~Reply();
+
+  // The process at the other end when it connected; 0: unknown.
+  pid_t peer() const { return peer_; }
 
   void ok() { value("{}"); }
   void value(std::string_view json);  // the text of "return"
@@ -45,6 +50,7 @@ class Reply {
   void answer(std::string_view body);
 
   std::weak_ptr<QmpSession> session_;
+  pid_t peer_;
   std::string id_member_;  // ",\"id\":…" or empty
 };
 
