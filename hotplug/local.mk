@@ -73,6 +73,7 @@ if HAVE_GTEST
 check_PROGRAMS += hotplug/hotplug_test
 TESTS += hotplug/hotplug_test
 hotplug_hotplug_test_SOURCES = \
+  backend/registry_config_test.cc \
   backend/runtime_dir_test.cc \
   hotplug/kernel_claim_test.cc \
   hotplug/params_test.cc \
