@@ -52,11 +52,24 @@ noinst_LTLIBRARIES += libruntimedir.la
 libruntimedir_la_SOURCES = \
   backend/launch.cc \
   backend/launch.h \
+  backend/lease_page.cc \
+  backend/lease_page.h \
+  backend/registry_config.cc \
+  backend/registry_config.h \
   backend/registry_index.cc \
   backend/registry_index.h \
   backend/runtime_dir.cc \
   backend/runtime_dir.h
 libruntimedir_la_LIBADD = libbase.la
+
+# For whoever opens images that other hosts can reach too.
+noinst_LTLIBRARIES += libimageclaims.la
+libimageclaims_la_SOURCES = \
+  backend/claimed_open.cc \
+  backend/claimed_open.h \
+  backend/image_claims.cc \
+  backend/image_claims.h
+libimageclaims_la_LIBADD = libcontrol.la libdrivers.la libruntimedir.la libio.la libbase.la
 
 pkglibexec_PROGRAMS += vbdkit-backend
 vbdkit_backend_CPPFLAGS = $(AM_CPPFLAGS) -DVBDKIT_LIBEXECDIR='"$(pkglibexecdir)"'
@@ -67,6 +80,7 @@ vbdkit_backend_SOURCES = \
   backend/disk_settings.h \
   backend/instance.cc \
   backend/instance.h \
+  backend/instance_claims.cc \
   backend/instance_commands.cc \
   backend/instance_lifetime.cc \
   backend/instance_record.cc \
@@ -76,5 +90,5 @@ vbdkit_backend_SOURCES = \
   backend/queue_thread.cc \
   backend/queue_thread.h
 vbdkit_backend_LDFLAGS = $(AM_LDFLAGS) $(BACKEND_LDFLAGS)
-vbdkit_backend_LDADD = libjobs.la libblkif.la libnbdserver.la libcontrol.la liblivegraph.la libdrivers.la libscheduler.la \
+vbdkit_backend_LDADD = libjobs.la libimageclaims.la libblkif.la libnbdserver.la libcontrol.la liblivegraph.la libdrivers.la libscheduler.la \
   libruntimedir.la libxenhandles.la libio.la libbase.la

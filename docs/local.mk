@@ -7,6 +7,7 @@ dist_man_MANS += \
   docs/man/vbdkit-image.1 \
   docs/man/vbdkit-instance.1 \
   docs/man/vbdkit-libxl.7 \
+  docs/man/vbdkit-registryd.8 \
   docs/man/vbdkit-serve.1 \
   docs/man/vbdkit-spec.7 \
   docs/man/vbdkit.1 \
