@@ -4,6 +4,7 @@
 #include <chrono>
 #include <utility>
 
+#include "backend/claimed_open.h"
 #include "base/code_pages.h"
 #include "config.h"
 
@@ -29,14 +30,24 @@ Instance::~Instance() = default;
 
 Result<void> Instance::open(Fd control) {
   VBDKIT_ASSIGN(const drivers::GraphSpec spec, drivers::parse_graph(options_.spec));
-  VBDKIT_ASSIGN(auto top, drivers::open_graph(spec, {.reactor = reactor_,
-                                                     .log = log_,
-                                                     .options = {.read_only = options_.read_only,
-                                                                 .shared = options_.shared}}));
+  VBDKIT_ASSIGN(
+      auto top,
+      open_claimed(spec,
+                   {.reactor = reactor_,
+                    .log = log_,
+                    .options = {.read_only = options_.read_only, .shared = options_.shared}},
+                   options_.claims));
   graph_ = std::make_unique<LiveGraph>(reactor_, std::move(top));
   graph_->on_changed([this] { graph_changed(); });
+  LiveCommands::Admit admit;
+  if (options_.claims != nullptr)
+    admit = [this](const std::string& path, LiveGraph::Done done) {
+      options_.claims->acquire({{path, ImageClaims::mode_of(false, options_.shared)}},
+                               std::move(done));
+    };
   live_.emplace(reactor_, log_, *graph_,
-                drivers::OpenOptions{.read_only = options_.read_only, .shared = options_.shared});
+                drivers::OpenOptions{.read_only = options_.read_only, .shared = options_.shared},
+                std::move(admit));
 
   VBDKIT_ASSIGN(RuntimeDir runtime, RuntimeDir::claim(options_.runtime_dir));
   runtime_.emplace(std::move(runtime));
@@ -52,6 +63,7 @@ Result<void> Instance::open(Fd control) {
   }
   add_commands();
   live_->add_to(commands_);
+  add_claiming();
   VBDKIT_ASSIGN(
       qmp_, control::QmpServer::create(reactor_, log_, commands_,
                                        {.path = runtime_->file("qmp.sock"), .version = VERSION}));
@@ -187,6 +199,7 @@ void Instance::flush_and_stop() {
 }
 
 void Instance::graph_changed() {
+  settle_claims();
   update_record();
   control::JsonWriter w;
   w.begin_object();

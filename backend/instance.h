@@ -23,6 +23,7 @@
 #include "backend/control/qmp_server.h"
 #include "backend/disk_settings.h"
 #include "backend/hook_link.h"
+#include "backend/image_claims.h"
 #include "backend/jobs/job_table.h"
 #include "backend/live_commands.h"
 #include "backend/live_graph.h"
@@ -53,6 +54,7 @@ struct InstanceOptions {
   unsigned threads = 1;  // that queues are spread over; the image is on the first
   io::EngineKind engine = io::EngineKind::kAuto;  // of the further ones
   std::optional<HookLink> hooks;                  // to be told of our record
+  ImageClaims* claims = nullptr;  // where other hosts may have images too; outlives the instance
 };
 
 class Instance {
@@ -113,10 +115,19 @@ class Instance {
 
   // The registry record (instance_record.cc).
   void write_chain(control::JsonWriter& w) const;
+  const char* state_name() const;
   void write_identity(control::JsonWriter& w) const;
   void write_consumers(control::JsonWriter& w) const;
   Result<void> write_record();
   void update_record();  // after a change
+
+  // Images that other hosts may have too (instance_claims.cc).
+  void settle_claims();
+  void watch_claims();
+  void add_claiming();
+  void refuse_while_held(std::string_view command);
+  void claim_first(std::string_view command,
+                   std::function<std::string(const control::Json& arguments)> target);
 
   // Who decides about our end (instance_lifetime.cc).
   void activate(control::Reply reply);

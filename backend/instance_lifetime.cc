@@ -50,6 +50,7 @@ void Instance::job_event(std::string_view name, std::string_view data) {
   // The job tells of itself before the table knows.
   reactor_.post([this] {
     if (quitting_) return;
+    settle_claims();
     update_record();
     quit_if_unused();
   });

@@ -42,6 +42,13 @@ void write_images(JsonWriter& w, const std::vector<drivers::StoredImage>& images
 
 }  // namespace
 
+const char* Instance::state_name() const {
+  if (options_.claims != nullptr && options_.claims->taken()) return "taken";
+  if (quitting_) return "ending";
+  if (options_.claims != nullptr && options_.claims->holds()) return "holding";
+  return settings_->paused() ? "paused" : "running";
+}
+
 void Instance::write_identity(JsonWriter& w) const {
   std::array<char, 256> host{};
   ::gethostname(host.data(), host.size() - 1);
@@ -50,11 +57,7 @@ void Instance::write_identity(JsonWriter& w) const {
   w.field("start-time", process_start_time(::getpid()).value_or(0));
   w.field("spec", options_.spec).field("read-only", graph_->top().info().read_only);
   w.field("virtual-size", graph_->top().info().size.v);
-  w.field("shared", options_.shared)
-      .field("managed", managed_)
-      .field("state", quitting_              ? "ending"
-                      : !settings_->paused() ? "running"
-                                             : "paused");
+  w.field("shared", options_.shared).field("managed", managed_).field("state", state_name());
   w.field("qmp", runtime_->file("qmp.sock"));
   if (nbd_) w.field("nbd", nbd_->path());
 }

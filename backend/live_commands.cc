@@ -67,8 +67,12 @@ struct LiveCommands::Snapshot {
 };
 
 LiveCommands::LiveCommands(io::Reactor& reactor, const Logger& log, LiveGraph& graph,
-                           drivers::OpenOptions options)
-    : reactor_(reactor), log_(log), graph_(graph), options_(std::move(options)) {
+                           drivers::OpenOptions options, Admit admit)
+    : reactor_(reactor),
+      log_(log),
+      graph_(graph),
+      options_(std::move(options)),
+      admit_(std::move(admit)) {
   // A parent may have been met while it was being written by a coalescer.
   retake_ = reactor_.timer([this] { retake_locks(); });
   if (graph_.chain() != nullptr && graph_.chain()->chain().layers.size() > 1)
@@ -170,9 +174,10 @@ void LiveCommands::take(std::shared_ptr<Snapshot> snapshot, Reply reply) {
   change.prepare = [this, snapshot](LiveGraph::Done ready) {
     if (graph_.top().info().read_only)
       return ready(Error(ErrorKind::kPermission, "snapshot: the disk is read-only", EROFS));
-    run_beside(snapshot->make, [snapshot, ready = std::move(ready)](Result<void> made) {
+    run_beside(snapshot->make, [this, snapshot, ready = std::move(ready)](Result<void> made) {
       snapshot->made = made.ok();
-      ready(std::move(made));
+      if (!made || !admit_) return ready(std::move(made));
+      admit_(snapshot->image.path, ready);
     });
   };
   change.apply = [this, snapshot](drivers::NodePtr& top) -> Result<void> {

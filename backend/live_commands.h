@@ -31,9 +31,12 @@ namespace vbdkit {
 
 class LiveCommands {
  public:
+  // Whether an image that was made may be opened for writing; none: always.
+  using Admit = std::function<void(const std::string& path, LiveGraph::Done done)>;
+
   // `options`: how the graph's image was opened.
   LiveCommands(io::Reactor& reactor, const Logger& log, LiveGraph& graph,
-               drivers::OpenOptions options);
+               drivers::OpenOptions options, Admit admit = {});
   ~LiveCommands();
   LiveCommands(const LiveCommands&) = delete;
   LiveCommands& operator=(const LiveCommands&) = delete;
@@ -65,6 +68,7 @@ class LiveCommands {
   const Logger& log_;
   LiveGraph& graph_;
   const drivers::OpenOptions options_;
+  const Admit admit_;
   std::thread worker_;
   std::unique_ptr<io::Timer> retake_;
 };

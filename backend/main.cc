@@ -250,24 +250,33 @@ Result<void> serve(Arguments& arguments, Fd& starter, const Logger& log) {
                                  .timeout = arguments.hook_timeout}));
   harden();
   VBDKIT_ASSIGN(const Fd signals, catch_signals());
-  VBDKIT_ASSIGN(const auto reactor, io::Reactor::create({.engine = arguments.engine}, log));
-  VBDKIT_ASSIGN(const auto instance, Instance::create(*reactor, log, std::move(arguments.instance),
+  VBDKIT_ASSIGN(const auto kernel, io::Reactor::create({.engine = arguments.engine}, log));
+  io::GatedReactor reactor(*kernel);
+  VBDKIT_ASSIGN(
+      const auto claims,
+      ImageClaims::create(reactor, log, RuntimeDir::registry_of(arguments.instance.runtime_dir),
+                          arguments.instance.uuid));
+  arguments.instance.claims = claims.get();
+  VBDKIT_ASSIGN(const auto instance, Instance::create(reactor, log, std::move(arguments.instance),
                                                       std::move(arguments.control)));
   if (!arguments.user.empty()) VBDKIT_TRY(become(arguments.user, *instance));
   for (const std::string& vbd : arguments.vbds) VBDKIT_TRY(instance->attach(vbd));
   starter.reset();
 
   bool asked = false;
-  const auto watch = reactor->watch(signals.get(), [&] {
+  const auto watch = reactor.watch(signals.get(), [&] {
     signalfd_siginfo info;
     if (::read(signals.get(), &info, sizeof info) < 0) return;
     // The first asks us to drain; whoever asks again does not want to wait for storage.
-    if (asked) reactor->stop();
+    if (asked) reactor.stop();
     asked = true;
     instance->quit();
   });
-  reactor->post(release_code_pages);
-  return reactor->run();
+  reactor.post(release_code_pages);
+  auto ran = reactor.run();
+  // What nodes write at their end must not be written to images that may be another host's by now.
+  if (claims && !claims->may_write()) ::_exit(EXIT_FAILURE);
+  return ran;
 }
 
 int run(int argc, char** argv) {

@@ -74,6 +74,12 @@ std::vector<std::string> read_keys(const std::string& path) {
 
 }  // namespace
 
+std::string RuntimeDir::registry_of(const std::string& path) {
+  const auto place = place_of(path);
+  if (!place) return "/run/vbdkit";
+  return place->index.substr(0, place->index.rfind('/'));
+}
+
 Result<RuntimeDir> RuntimeDir::claim(const std::string& path) {
   if (::mkdir(path.c_str(), 0700) < 0 && errno != EEXIST)
     return Error::from_errno(errno, "mkdir " + path);

@@ -38,6 +38,9 @@ class RuntimeDir {
   // The files have to belong to the user that will remove them.
   [[gnu::cold]] Result<void> change_owner(uid_t uid, gid_t gid) const;
 
+  // Where the registry is that …/instances/<uuid> belongs to; one that is named otherwise belongs
+  // to none, and uses the system's.
+  static std::string registry_of(const std::string& path);
   // Whether the instance of that directory lives: its lock is held. Nothing is created, nothing in
   // the directory is trusted.
   static bool alive(const std::string& path);

@@ -288,6 +288,7 @@ void CoalesceJob::clear_tail() {
 
 // Not inside of a request's `done`.
 Result<void> CoalesceJob::close_nodes() {
+  VBDKIT_TRY(may_write());
   if (destination_->info().size.v > size_) {
     // Where the format cannot, the disk stays larger, with zeroes at its end.
     const auto shrunk = destination_->resize(Bytes{size_});
@@ -344,6 +345,7 @@ Result<void> CoalesceJob::relink() {
   journal_.stage = Stage::kRelink;
   VBDKIT_TRY(journal_.save(journal_path_));
   for (const CoalesceJournal::Child& child : journal_.children) {
+    VBDKIT_TRY(may_write());
     if (live_) {
       VBDKIT_TRY(relink_live(child));
       continue;
@@ -361,6 +363,7 @@ bool CoalesceJob::takes_name() const {
 }
 
 Result<void> CoalesceJob::remove() {
+  VBDKIT_TRY(may_write());
   if (!only_journal_) {
     journal_.stage = Stage::kRemove;
     VBDKIT_TRY(journal_.save(journal_path_));

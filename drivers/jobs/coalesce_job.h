@@ -41,6 +41,8 @@ struct CoalesceOptions {
   std::vector<std::string> directories;  // to look for children in, beside those of the two images
   bool keep = false;                     // both files keep their names; they read the same
   uint64_t stretch = uint64_t{1} << 30;  // bytes that are copied between two entries in the journal
+  // Asked before each step that writes to images beside the reactor; none: it always may.
+  std::function<Result<void>()> may_write = {};
   CoalesceUsers* users = nullptr;  // outlives the job; none: nobody else may have the images open
 };
 
@@ -65,6 +67,9 @@ class CoalesceJob final : public Job {
  private:
   CoalesceJob(NodeSpec image, CoalesceOptions options, const OpenContext& context);
 
+  Result<void> may_write() const {
+    return options_.may_write ? options_.may_write() : Result<void>();
+  }
   Result<void> look();
   Result<void> look_for_children();
   Result<void> find_children();
