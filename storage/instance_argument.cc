@@ -9,6 +9,7 @@
 #include "backend/control/qmp_client.h"
 #include "backend/xen/xenstore.h"
 #include "drivers/drivers.h"
+#include "storage/shared_registry.h"
 #include "storage/vdev.h"
 
 namespace vbdkit::storage {
@@ -62,8 +63,10 @@ void add_runtime_dir_option(po::options_description& options) {
 
 Registry registry_of(const po::variables_map& vm) { return Registry(text_of(vm, "runtime-dir")); }
 
-Result<InstanceRecord> find_instance(const Registry& registry, const std::string& text,
-                                     const Logger& log) {
+namespace {
+
+Result<InstanceRecord> find_here(const Registry& registry, const std::string& text,
+                                 const Logger& log) {
   const std::string driver = text.substr(0, text.find_first_of(",:|"));
   if (text.starts_with('{') || drivers::find_driver(driver) != nullptr) {
     const auto graph = drivers::parse_graph(text);
@@ -81,6 +84,21 @@ Result<InstanceRecord> find_instance(const Registry& registry, const std::string
                        "' is no disk of a guest (xvda, hda, 51712)");
   }
   return registry.find_uuid(text);
+}
+
+}  // namespace
+
+Result<InstanceRecord> find_instance(const Registry& registry, const std::string& text,
+                                     const Logger& log) {
+  auto here = find_here(registry, text, log);
+  if (here || here.error().kind() != ErrorKind::kNotFound) return here;
+  auto shared = SharedRegistry::open(registry.runtime_dir());
+  if (!shared || !*shared) return here;
+  const auto elsewhere = (*shared)->find(text);
+  if (!elsewhere || elsewhere->host == (*shared)->host()) return here;
+  return Error(ErrorKind::kNotFound, text + " runs on host " + elsewhere->host + " as " +
+                                         elsewhere->record.uuid + ": vbdkit --host " +
+                                         elsewhere->host);
 }
 
 Result<uint16_t> find_domain(const std::string& name, const Logger& log) {

@@ -120,12 +120,19 @@ Json to_json(const InstanceRecord& record) {
   return json;
 }
 
-std::string draw_list(std::span<const InstanceRecord> records) {
-  Table table({{"UUID"}, {"STATE"}, {"SIZE", Table::Align::kRight}, {"DISK OF"}, {"IMAGE"}});
+std::string draw_list(std::span<const InstanceRecord> records,
+                      const std::vector<std::string>* hosts) {
+  std::vector<Table::Column> columns = {
+      {"UUID"}, {"STATE"}, {"SIZE", Table::Align::kRight}, {"DISK OF"}, {"IMAGE"}};
+  if (hosts != nullptr) columns.insert(columns.begin() + 1, {"HOST"});
+  Table table(columns);
   for (size_t i = 0; i < records.size(); ++i) {
     const InstanceRecord& record = records[i];
-    table.add({short_uuid(records, i), record.alive ? record.state : "dead",
-               record.alive ? human_size(record.size) : "", users_of(record), record.spec});
+    std::vector<std::string> cells = {short_uuid(records, i), record.alive ? record.state : "dead",
+                                      record.alive ? human_size(record.size) : "", users_of(record),
+                                      record.spec};
+    if (hosts != nullptr) cells.insert(cells.begin() + 1, (*hosts)[i]);
+    table.add(std::move(cells));
   }
   return table.text();
 }

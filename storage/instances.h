@@ -6,6 +6,7 @@
 
 #include <span>
 #include <string>
+#include <vector>
 
 #include "storage/registry.h"
 #include "storage/terminal.h"
@@ -15,7 +16,9 @@ namespace vbdkit::storage {
 // A record as it was written, with "alive".
 Json to_json(const InstanceRecord& record);
 
-std::string draw_list(std::span<const InstanceRecord> records);
+// `hosts`: of each, where they are shown.
+std::string draw_list(std::span<const InstanceRecord> records,
+                      const std::vector<std::string>* hosts = nullptr);
 
 // The chains of the living, base images first; an image that several stand on is drawn once.
 std::string draw_running_tree(std::span<const InstanceRecord> records);

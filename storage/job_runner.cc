@@ -6,8 +6,10 @@
 
 #include <algorithm>
 
+#include "backend/claimed_open.h"
 #include "drivers/drivers.h"
 #include "storage/progress.h"
+#include "storage/registry.h"
 #include "storage/termination.h"
 
 namespace vbdkit::storage {
@@ -18,7 +20,7 @@ constexpr auto kProgressInterval = std::chrono::milliseconds(200);
 }  // namespace
 
 JobRunner::JobRunner(Fd signals, std::unique_ptr<io::Reactor> reactor, const Logger& log)
-    : signals_(std::move(signals)), log_(log), reactor_(std::move(reactor)) {}
+    : signals_(std::move(signals)), log_(log), reactor_(std::move(reactor)), gated_(*reactor_) {}
 
 JobRunner::~JobRunner() { release_termination(); }
 
@@ -27,7 +29,10 @@ Result<std::unique_ptr<JobRunner>> JobRunner::create(io::EngineKind engine, cons
   io::Reactor::Options options;
   options.engine = engine;
   VBDKIT_ASSIGN(auto reactor, io::Reactor::create(options, log));
-  return std::unique_ptr<JobRunner>(new JobRunner(std::move(signals), std::move(reactor), log));
+  std::unique_ptr<JobRunner> runner(new JobRunner(std::move(signals), std::move(reactor), log));
+  VBDKIT_ASSIGN(runner->claims_, ImageClaims::create(runner->gated_, log, default_runtime_dir(),
+                                                     "vbdkit-" + std::to_string(::getpid())));
+  return runner;
 }
 
 Result<drivers::NodePtr> JobRunner::open(drivers::GraphSpec graph, bool read_only, bool fresh) {
@@ -36,7 +41,7 @@ Result<drivers::NodePtr> JobRunner::open(drivers::GraphSpec graph, bool read_onl
   if (driver != nullptr &&
       std::ranges::find(driver->keys, std::string_view("direct")) != driver->keys.end())
     leaf.options.try_emplace("direct", "off");
-  return drivers::open_graph(graph, context(read_only, fresh));
+  return open_claimed(graph, context(read_only, fresh), claims_.get());
 }
 
 Result<void> JobRunner::run(const std::string& label, drivers::Job& job,

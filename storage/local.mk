@@ -58,6 +58,8 @@ vbdkit_SOURCES = \
   storage/remote.h \
   storage/resize.cc \
   storage/serve.cc \
+  storage/shared_registry.cc \
+  storage/shared_registry.h \
   storage/snapshot.cc \
   storage/snapshot.h \
   storage/stats.cc \
@@ -72,6 +74,7 @@ vbdkit_SOURCES = \
   storage/top.cc \
   storage/tree.cc
 vbdkit_LDADD = \
+  libimageclaims.la \
   libregistry.la \
   libxenhandles.la \
   libnbdserver.la \

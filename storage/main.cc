@@ -50,7 +50,8 @@ void print_usage(std::FILE* to) {
     std::fprintf(to, "  %-10s %s\n", command.name, command.summary);
   std::fputs(
       "\n'vbdkit COMMAND --help' lists a command's options.\n"
-      "'vbdkit --host HOST COMMAND...' runs it there, by ssh.\n"
+      "'vbdkit --host HOST COMMAND...' runs it there, by ssh;\n"
+      "'vbdkit --host @INSTANCE COMMAND...' on the host that the registry names.\n"
       "vbdkit --version and vbdkit --help say what they say.\n",
       to);
 }
@@ -70,8 +71,12 @@ int run(const std::vector<std::string>& args) {
   }
   if (args[0] == "--host") {
     const Logger log("vbdkit", LogLevel::kNotice);
-    if (args.size() >= 3 && !args[1].empty())
-      return run_on_host(args[1], {args.begin() + 2, args.end()}, log);
+    if (args.size() >= 3 && !args[1].empty() && args[1] != "@") {
+      const auto host = host_named(args[1]);
+      if (host) return run_on_host(*host, {args.begin() + 2, args.end()}, log);
+      log.error("--host %s: %s", args[1].c_str(), host.error().message().c_str());
+      return kExitFailure;
+    }
     log.error("--host: which, and what shall be done there?");
     return kExitUsage;
   }

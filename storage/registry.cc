@@ -101,14 +101,9 @@ std::string default_runtime_dir() {
 
 Registry::Registry(std::string runtime_dir) : runtime_dir_(std::move(runtime_dir)) {}
 
-std::optional<InstanceRecord> Registry::read(const std::string& uuid) const {
+InstanceRecord parse_record(std::string uuid, Json json) {
   InstanceRecord record;
-  record.directory = runtime_dir_ + "/instances/" + uuid;
-  struct stat st {};
-  if (::lstat(record.directory.c_str(), &st) < 0 || !S_ISDIR(st.st_mode)) return std::nullopt;
-  record.uuid = uuid;
-  record.json = read_record(record.directory + "/record.json");
-  const Json& json = record.json;
+  record.uuid = std::move(uuid);
   record.host = text_of(json, "host");
   record.pid = static_cast<pid_t>(number_of(json, "pid"));
   record.start_time = number_of(json, "start-time");
@@ -128,6 +123,16 @@ std::optional<InstanceRecord> Registry::read(const std::string& uuid) const {
                            .domid = static_cast<uint16_t>(number_of(consumer, "domid")),
                            .devid = text_of(consumer, "devid")});
   }
+  record.json = std::move(json);
+  return record;
+}
+
+std::optional<InstanceRecord> Registry::read(const std::string& uuid) const {
+  const std::string directory = runtime_dir_ + "/instances/" + uuid;
+  struct stat st {};
+  if (::lstat(directory.c_str(), &st) < 0 || !S_ISDIR(st.st_mode)) return std::nullopt;
+  InstanceRecord record = parse_record(uuid, read_record(directory + "/record.json"));
+  record.directory = directory;
   // The lock alone would do, if no child of the process could have it open still.
   record.alive = record.pid > 0 && RuntimeDir::alive(record.directory) &&
                  process_start_time(record.pid) == record.start_time;

@@ -66,6 +66,9 @@ struct InstanceRecord {
   std::string nbd_socket() const { return directory + "/nbd.sock"; }
 };
 
+// What a record's text says; where it is, and whether the instance lives, it cannot say.
+InstanceRecord parse_record(std::string uuid, control::Json json);
+
 class Registry {
  public:
   enum class Where {

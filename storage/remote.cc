@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "storage/command.h"
+#include "storage/shared_registry.h"
 
 namespace vbdkit::storage {
 
@@ -18,6 +19,14 @@ std::string quoted(const std::string& word) {
       out += c;
   }
   return out + "'";
+}
+
+Result<std::string> host_named(const std::string& text) {
+  if (!text.starts_with('@')) return text;
+  VBDKIT_ASSIGN(auto shared, SharedRegistry::open(default_runtime_dir()));
+  if (!shared) return Error(ErrorKind::kNotFound, "this host shares its registry with no others");
+  VBDKIT_ASSIGN(HostInstance found, shared->find(text.substr(1)));
+  return std::move(found.host);
 }
 
 int run_on_host(const std::string& host, const std::vector<std::string>& args, const Logger& log) {

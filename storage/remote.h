@@ -8,8 +8,12 @@
 #include <vector>
 
 #include "base/log.h"
+#include "base/result.h"
 
 namespace vbdkit::storage {
+
+// HOST, or @INSTANCE: the host on which that runs, by the registry that hosts share.
+Result<std::string> host_named(const std::string& text);
 
 // Becomes ssh; returns the exit code only where that fails.
 int run_on_host(const std::string& host, const std::vector<std::string>& args, const Logger& log);

@@ -8,12 +8,14 @@
 #include <iostream>
 #include <optional>
 
+#include "backend/claimed_open.h"
 #include "backend/nbd/server.h"
 #include "backend/scheduler.h"
 #include "drivers/registry.h"
-#include "io/reactor.h"
+#include "io/gated_reactor.h"
 #include "storage/command.h"
 #include "storage/readiness.h"
+#include "storage/registry.h"
 #include "storage/termination.h"
 
 namespace vbdkit::storage {
@@ -134,11 +136,15 @@ Result<void> run(const ServeOptions& options, const Logger& log) {
   VBDKIT_ASSIGN(const drivers::GraphSpec graph, drivers::parse_graph(options.spec));
   io::Reactor::Options reactor_options;
   reactor_options.engine = options.engine;
-  VBDKIT_ASSIGN(const auto reactor, io::Reactor::create(reactor_options, log));
+  VBDKIT_ASSIGN(const auto kernel, io::Reactor::create(reactor_options, log));
+  io::GatedReactor gated(*kernel);
+  io::GatedReactor* const reactor = &gated;
+  VBDKIT_ASSIGN(const auto claims, ImageClaims::create(gated, log, default_runtime_dir(),
+                                                       "vbdkit-" + std::to_string(::getpid())));
   // Readers do no harm to each other; a writer wants the image for itself.
   const drivers::OpenOptions open{.read_only = options.nbd.read_only,
                                   .shared = options.nbd.read_only};
-  VBDKIT_ASSIGN(const auto node, drivers::open_graph(graph, {*reactor, log, open}));
+  VBDKIT_ASSIGN(const auto node, open_claimed(graph, {*reactor, log, open}, claims.get()));
   const auto scheduler = Scheduler::create(*reactor, *node);
   nbd::SchedulerStatus status(*scheduler);
   VBDKIT_ASSIGN(const auto server,
@@ -160,6 +166,7 @@ Result<void> run(const ServeOptions& options, const Logger& log) {
   if (options.ready_fd >= 0) VBDKIT_TRY(announce_on_fd(options.ready_fd));
   VBDKIT_TRY(announce_to_systemd());
   VBDKIT_TRY(reactor->run());
+  if (claims && !claims->may_write()) ::_exit(kExitFailure);  // not what nodes write at their end
   if (stopper.flush_error() != 0)
     return Error::from_errno(stopper.flush_error(), "flush " + node->spec());
   return {};
