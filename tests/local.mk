@@ -2,6 +2,7 @@
 include tests/sim/local.mk
 include tests/nbd/local.mk
 include tests/tools/local.mk
+include tests/registry/local.mk
 include tests/fuzz/local.mk
 include tests/bench/local.mk
 include tests/xen/local.mk
