@@ -5,7 +5,6 @@
 
 #include <charconv>
 #include <cstdio>
-#include <sstream>
 
 #include "drivers/image_forest.h"
 
@@ -28,7 +27,7 @@ std::string to_hex(const Bytes& bytes) {
   return text;
 }
 
-std::optional<std::vector<std::byte>> from_hex(const std::string& text) {
+std::optional<std::vector<std::byte>> from_hex(std::string_view text) {
   std::vector<std::byte> bytes;
   if (text.size() % 2 != 0) return std::nullopt;
   for (size_t i = 0; i < text.size(); i += 2) {
@@ -40,24 +39,29 @@ std::optional<std::vector<std::byte>> from_hex(const std::string& text) {
   return bytes;
 }
 
-// One line's words after the first, each of which must be there and be right.
+// What is in front of the first `end`, which goes with it; all there is without one.
+std::string_view take_until(std::string_view& text, char end) {
+  const std::string_view taken = text.substr(0, text.find(end));
+  text.remove_prefix(std::min(text.size(), taken.size() + 1));
+  return taken;
+}
+
+// One line's words after the first, each of which must be there and be right. No stream: those
+// would bring all locales into the instances.
 class Words {
  public:
-  explicit Words(const std::string& line) : in_(line) { in_ >> keyword_; }
-  const std::string& keyword() const { return keyword_; }
+  explicit Words(std::string_view line) : rest_(line), keyword_(take_until(rest_, ' ')) {}
+  std::string_view keyword() const { return keyword_; }
 
   uint64_t number() {
-    std::string word;
+    const std::string_view word = take_until(rest_, ' ');
     uint64_t value = 0;
-    in_ >> word;
     const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
     good_ = good_ && !word.empty() && error == std::errc() && end == word.data() + word.size();
     return value;
   }
   std::vector<std::byte> bytes() {
-    std::string word;
-    in_ >> word;
-    auto value = from_hex(word);
+    auto value = from_hex(take_until(rest_, ' '));
     good_ = good_ && value.has_value();
     return std::move(value).value_or(std::vector<std::byte>());
   }
@@ -65,18 +69,15 @@ class Words {
     const auto value = bytes();
     return {reinterpret_cast<const char*>(value.data()), value.size()};
   }
-  bool good() {
-    std::string rest;
-    return good_ && !(in_ >> rest);
-  }
+  bool good() const { return good_ && rest_.empty(); }
 
  private:
-  std::istringstream in_;
-  std::string keyword_;
+  std::string_view rest_;
+  std::string_view keyword_;
   bool good_ = true;
 };
 
-bool parse_line(const std::string& line, CoalesceJournal& journal) {
+bool parse_line(std::string_view line, CoalesceJournal& journal) {
   Words words(line);
   if (words.keyword() == "image") {
     journal.image = words.number();
@@ -128,13 +129,16 @@ std::string CoalesceJournal::to_text() const {
 
 Result<CoalesceJournal> CoalesceJournal::parse(const std::string& text) {
   CoalesceJournal journal;
-  std::istringstream in(text);
-  std::string line;
-  bool good = static_cast<bool>(std::getline(in, line)) && line == kFirstLine;
-  while (good && std::getline(in, line)) good = parse_line(line, journal);
+  std::string_view rest = text;
+  std::string_view line = take_until(rest, '\n');
+  bool good = line == kFirstLine;
+  while (good && !rest.empty()) {
+    line = take_until(rest, '\n');
+    good = parse_line(line, journal);
+  }
   if (!good)
     return Error(ErrorKind::kCorrupt,
-                 "not the journal of a coalesce: '" + line.substr(0, 80) + "'");
+                 "not the journal of a coalesce: '" + std::string(line.substr(0, 80)) + "'");
   return journal;
 }
 
