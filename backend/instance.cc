@@ -107,7 +107,7 @@ Result<void> Instance::attach(const std::string& backend) {
   blkif::VbdCallbacks callbacks{
       .on_state = [this,
                    backend](XenbusState state) { vbd_event("X_VBDKIT_VBD_STATE", backend, state); },
-      .on_connected = [this](bool) { reactor_.post(release_code_pages); },
+      .on_connected = [this](bool) { settle(); },
       // The Vbd may not be destroyed inside of its own callback.
       .on_gone = [this, backend] { reactor_.post([this, backend] { vbd_gone(backend); }); },
   };
@@ -117,6 +117,13 @@ Result<void> Instance::attach(const std::string& backend) {
   log_.info("%s attached", backend.c_str());
   update_record();
   return {};
+}
+
+// What a connection needed of the program is not needed again for long. Not at once: our own
+// changes in xenstore come back as events, and the guest looks for partitions.
+void Instance::settle() {
+  if (!settled_) settled_ = reactor_.timer(release_code_pages);
+  settled_->arm(io::Timer::Clock::now() + std::chrono::seconds(1));
 }
 
 void Instance::vbd_gone(const std::string& backend) {

@@ -107,6 +107,7 @@ class Instance {
 
   void let_go(blkif::Vbd& vbd);
   void vbd_gone(const std::string& backend);
+  void settle();
   void drop_vbd(const std::string& backend);
   void vbd_event(std::string_view name, const std::string& backend,
                  std::optional<XenbusState> state);
@@ -156,6 +157,7 @@ class Instance {
   std::map<std::string, VbdSlot> vbds_;  // by backend path
   blkif::Stats past_;                    // of VBDs that are gone
   std::unique_ptr<jobs::JobTable> jobs_;
+  std::unique_ptr<io::Timer> settled_;  // since the last connection
   std::unique_ptr<DiskSettings> settings_;
   control::CommandTable commands_;
   std::unique_ptr<control::QmpServer> qmp_;
