@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
 // vbdkit-backend: one disk image, served to guests and NBD clients until it is told to quit.
-#include <getopt.h>
 #include <grp.h>
 #include <pwd.h>
 #include <sys/prctl.h>
@@ -12,13 +11,14 @@
 
 #include <array>
 #include <csignal>
-#include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <vector>
 
 #include "backend/instance.h"
 #include "base/code_pages.h"
+#include "base/command_line.h"
+#include "base/signals.h"
 #include "base/uuid.h"
 #include "config.h"
 
@@ -66,130 +66,45 @@ struct Arguments {
 };
 
 Result<Arguments> parse_arguments(int argc, char** argv) {
-  enum : int {
-    kSpec = 1,
-    kVbd,
-    kUuid,
-    kRuntimeDir,
-    kReadOnly,
-    kShare,
-    kEngine,
-    kGrants,
-    kThreads,
-    kNoNbd,
-    kXentopDir,
-    kUser,
-    kHooksDir,
-    kHookRunner,
-    kHookTimeout,
-    kControlFd,
-    kManaged,
-    kLogLevel,
-    kVersion,
-    kHelp,
-  };
-  static const option kOptions[] = {{"spec", 1, nullptr, kSpec},
-                                    {"vbd", 1, nullptr, kVbd},
-                                    {"uuid", 1, nullptr, kUuid},
-                                    {"runtime-dir", 1, nullptr, kRuntimeDir},
-                                    {"read-only", 0, nullptr, kReadOnly},
-                                    {"share", 0, nullptr, kShare},
-                                    {"engine", 1, nullptr, kEngine},
-                                    {"grants", 1, nullptr, kGrants},
-                                    {"threads", 1, nullptr, kThreads},
-                                    {"no-nbd", 0, nullptr, kNoNbd},
-                                    {"xentop-dir", 1, nullptr, kXentopDir},
-                                    {"user", 1, nullptr, kUser},
-                                    {"hooks-dir", 1, nullptr, kHooksDir},
-                                    {"hook-runner", 1, nullptr, kHookRunner},
-                                    {"hook-timeout", 1, nullptr, kHookTimeout},
-                                    {"control-fd", 1, nullptr, kControlFd},
-                                    {"managed", 0, nullptr, kManaged},
-                                    {"log-level", 1, nullptr, kLogLevel},
-                                    {"version", 0, nullptr, kVersion},
-                                    {"help", 0, nullptr, kHelp},
-                                    {nullptr, 0, nullptr, 0}};
   Arguments a;
-  for (int c; (c = ::getopt_long(argc, argv, "", kOptions, nullptr)) != -1;) {
-    switch (c) {
-      case kSpec:
-        a.instance.spec = optarg;
-        break;
-      case kVbd:
-        a.vbds.emplace_back(optarg);
-        break;
-      case kUuid:
-        a.instance.uuid = optarg;
-        break;
-      case kRuntimeDir:
-        a.instance.runtime_dir = optarg;
-        break;
-      case kReadOnly:
-        a.instance.read_only = true;
-        break;
-      case kShare:
-        a.instance.shared = true;
-        break;
-      case kEngine: {
-        VBDKIT_ASSIGN(a.engine, io::parse_engine(optarg));
-        a.instance.engine = a.engine;
-        break;
-      }
-      case kGrants: {
-        VBDKIT_ASSIGN(a.instance.grants, blkif::parse_grant_policy(optarg));
-        break;
-      }
-      case kThreads: {
-        char* end = nullptr;
-        const unsigned long threads = std::strtoul(optarg, &end, 10);
-        if (*end != '\0' || threads < 1 || threads > kMaxThreads)
-          return Error(ErrorKind::kInvalid,
-                       "--threads takes a number from 1 to " + std::to_string(kMaxThreads));
-        a.instance.threads = static_cast<unsigned>(threads);
-        break;
-      }
-      case kNoNbd:
-        a.instance.nbd = false;
-        break;
-      case kXentopDir:
-        a.instance.xentop_dir = optarg;
-        break;
-      case kUser:
-        a.user = optarg;
-        break;
-      case kHooksDir:
-        a.hooks_dir = optarg;
-        break;
-      case kHookRunner:
-        a.hook_runner = optarg;
-        break;
-      case kHookTimeout:
-        a.hook_timeout = optarg;
-        break;
-      case kControlFd:
-        a.control = Fd(std::atoi(optarg));
-        break;
-      case kManaged:
-        a.instance.managed = true;
-        break;
-      case kLogLevel: {
-        VBDKIT_ASSIGN(a.log_level, parse_log_level(optarg));
-        break;
-      }
-      case kVersion:
-        std::puts("vbdkit-backend " VERSION);
-        a.exit_early = true;
-        return a;
-      case kHelp:
-        std::fputs(kUsage, stdout);
-        a.exit_early = true;
-        return a;
-      default:
-        return Error(ErrorKind::kInvalid, "see vbdkit-backend --help");
-    }
-  }
-  if (optind < argc)
-    return Error(ErrorKind::kInvalid, std::string("unexpected argument '") + argv[optind] + "'");
+  int control = -1;
+  CommandLine line("vbdkit-backend", kUsage);
+  line.text("spec", a.instance.spec)
+      .texts("vbd", a.vbds)
+      .text("uuid", a.instance.uuid)
+      .text("runtime-dir", a.instance.runtime_dir)
+      .flag("read-only", a.instance.read_only)
+      .flag("share", a.instance.shared)
+      .parsed("engine",
+              [&a](const char* name) -> Result<void> {
+                VBDKIT_ASSIGN(a.engine, io::parse_engine(name));
+                a.instance.engine = a.engine;
+                return {};
+              })
+      .parsed("grants",
+              [&a](const char* name) -> Result<void> {
+                VBDKIT_ASSIGN(a.instance.grants, blkif::parse_grant_policy(name));
+                return {};
+              })
+      .number("threads", a.instance.threads, 1, kMaxThreads)
+      .flag("no-nbd", a.instance.nbd, false)
+      .text("xentop-dir", a.instance.xentop_dir)
+      .text("user", a.user)
+      .text("hooks-dir", a.hooks_dir)
+      .text("hook-runner", a.hook_runner)
+      .text("hook-timeout", a.hook_timeout)
+      .parsed("control-fd",
+              [&control](const char* number) -> Result<void> {
+                control = std::atoi(number);
+                return {};
+              })
+      .flag("managed", a.instance.managed)
+      .log_level("log-level", a.log_level);
+  VBDKIT_ASSIGN(const CommandLine::Rest rest, line.parse(argc, argv));
+  a.control = Fd(control);
+  a.exit_early = rest.answered;
+  if (a.exit_early) return a;
+  if (!rest.arguments.empty()) return unexpected_argument(rest.arguments.front());
   if (a.instance.spec.empty()) return Error(ErrorKind::kInvalid, "--spec is missing");
   if (a.instance.uuid.empty()) {
     VBDKIT_ASSIGN(a.instance.uuid, random_uuid());
@@ -219,17 +134,6 @@ void harden() {
   ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 }
 
-Result<Fd> catch_signals() {
-  sigset_t mask;
-  ::sigemptyset(&mask);
-  ::sigaddset(&mask, SIGTERM);
-  ::sigaddset(&mask, SIGINT);
-  if (::sigprocmask(SIG_BLOCK, &mask, nullptr) < 0) return Error::from_errno(errno, "sigprocmask");
-  Fd fd(::signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
-  if (!fd.valid()) return Error::from_errno(errno, "signalfd");
-  return fd;
-}
-
 // The starter learns on the control socket why there is no instance.
 void report_failure(int control, const Error& error) {
   control::JsonWriter w;
@@ -249,7 +153,7 @@ Result<void> serve(Arguments& arguments, Fd& starter, const Logger& log) {
                                  .runtime_dir = arguments.instance.runtime_dir,
                                  .timeout = arguments.hook_timeout}));
   harden();
-  VBDKIT_ASSIGN(const Fd signals, catch_signals());
+  VBDKIT_ASSIGN(const Fd signals, catch_signals({SIGTERM, SIGINT}));
   VBDKIT_ASSIGN(const auto kernel, io::Reactor::create({.engine = arguments.engine}, log));
   io::GatedReactor reactor(*kernel);
   VBDKIT_ASSIGN(

@@ -52,6 +52,13 @@ CommandLine& CommandLine::number(const char* name, unsigned& target, unsigned le
   });
 }
 
+CommandLine& CommandLine::log_level(const char* name, LogLevel& target) {
+  return parsed(name, [&target](const char* value) -> Result<void> {
+    VBDKIT_ASSIGN(target, parse_log_level(value));
+    return {};
+  });
+}
+
 CommandLine& CommandLine::parsed(const char* name,
                                  std::function<Result<void>(const char* value)> take) {
   options_.push_back({name, true, std::move(take)});
@@ -87,6 +94,10 @@ Result<CommandLine::Rest> CommandLine::parse(int argc, char** argv) const {
   }
   rest.arguments.assign(argv + ::optind, argv + argc);
   return rest;
+}
+
+Error unexpected_argument(const std::string& argument) {
+  return Error(ErrorKind::kInvalid, "unexpected argument '" + argument + "'");
 }
 
 }  // namespace vbdkit

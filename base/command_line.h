@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/log.h"
 #include "base/result.h"
 
 namespace vbdkit {
@@ -23,6 +24,7 @@ class CommandLine {
   CommandLine& text(const char* name, std::string& target);
   CommandLine& texts(const char* name, std::vector<std::string>& target);  // may be repeated
   CommandLine& number(const char* name, unsigned& target, unsigned least, unsigned most);
+  CommandLine& log_level(const char* name, LogLevel& target);
   CommandLine& parsed(const char* name, std::function<Result<void>(const char* value)> take);
 
   struct Rest {
@@ -44,5 +46,8 @@ class CommandLine {
   const char* usage_;
   std::vector<Option> options_;
 };
+
+// For programs that take none, or no more.
+Error unexpected_argument(const std::string& argument);
 
 }  // namespace vbdkit

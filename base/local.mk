@@ -15,6 +15,8 @@ libbase_la_SOURCES = \
   base/process.h \
   base/result.cc \
   base/result.h \
+  base/signals.cc \
+  base/signals.h \
   base/units.h \
   base/uuid.cc \
   base/uuid.h

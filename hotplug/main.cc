@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/command_line.h"
+#include "base/signals.h"
 #include "hotplug/daemon.h"
 #include "hotplug/daemon_client.h"
 #include "hotplug/daemon_control.h"
@@ -64,11 +65,7 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
       .text("sysfs", a.daemon.sysfs)
       .text("xen-run-dir", a.xentop.xen_run_dir)
       .text("xentop-dir", xentop_dir)
-      .parsed("log-level",
-              [&a](const char* name) -> Result<void> {
-                VBDKIT_ASSIGN(a.log_level, parse_log_level(name));
-                return {};
-              })
+      .log_level("log-level", a.log_level)
       .text("client", a.client)
       .number("timeout", a.timeout_ms, 0, kMostMilliseconds);
   VBDKIT_ASSIGN(CommandLine::Rest rest, line.parse(argc, argv));
@@ -80,8 +77,7 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
   }
   auto word = rest.arguments.begin();
   if (!a.client.empty() && word != rest.arguments.end()) a.device = *word++;
-  if (word != rest.arguments.end())
-    return Error(ErrorKind::kInvalid, "unexpected argument '" + *word + "'");
+  if (word != rest.arguments.end()) return unexpected_argument(*word);
   return a;
 }
 
@@ -119,16 +115,6 @@ class Watchdog {
   std::unique_ptr<io::Timer> timer_;
 };
 
-Result<Fd> catch_signals() {
-  sigset_t mask;
-  ::sigemptyset(&mask);
-  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) ::sigaddset(&mask, signal);
-  if (::sigprocmask(SIG_BLOCK, &mask, nullptr) < 0) return Error::from_errno(errno, "sigprocmask");
-  Fd fd(::signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
-  if (!fd.valid()) return Error::from_errno(errno, "signalfd");
-  return fd;
-}
-
 // One daemon per runtime directory. The lock goes with the process, however it ends.
 Result<Fd> claim(const std::string& runtime_dir) {
   if (::mkdir(runtime_dir.c_str(), 0700) < 0 && errno != EEXIST)
@@ -144,7 +130,7 @@ Result<Fd> claim(const std::string& runtime_dir) {
 
 Result<void> serve(const Arguments& arguments, const Logger& log) {
   VBDKIT_ASSIGN(const Fd lock, claim(arguments.daemon.runtime_dir));
-  VBDKIT_ASSIGN(const Fd signals, catch_signals());
+  VBDKIT_ASSIGN(const Fd signals, catch_signals({SIGTERM, SIGINT, SIGHUP}));
   VBDKIT_ASSIGN(const auto reactor, io::Reactor::create({.queue_depth = 64}, log));
   VBDKIT_ASSIGN(const auto daemon, Daemon::create(*reactor, log, arguments.daemon));
   VBDKIT_ASSIGN(const auto control,

@@ -2,17 +2,13 @@
 //
 // vbdkit-registryd: this host's part of a registry that several hosts share.
 #include <curl/curl.h>
-#include <getopt.h>
-#include <sys/signalfd.h>
 #include <systemd/sd-daemon.h>
-#include <unistd.h>
 
 #include <csignal>
-#include <cstdio>
-#include <cstdlib>
 #include <string>
 
-#include "config.h"
+#include "base/command_line.h"
+#include "base/signals.h"
 #include "registryd/daemon.h"
 
 namespace vbdkit::registryd {
@@ -36,50 +32,15 @@ struct Arguments {
 };
 
 Result<Arguments> parse_arguments(int argc, char** argv) {
-  enum : int { kConfig = 1, kRuntimeDir, kLogLevel, kVersion, kHelp };
-  static const option kOptions[] = {
-      {"config", 1, nullptr, kConfig},      {"runtime-dir", 1, nullptr, kRuntimeDir},
-      {"log-level", 1, nullptr, kLogLevel}, {"version", 0, nullptr, kVersion},
-      {"help", 0, nullptr, kHelp},          {nullptr, 0, nullptr, 0}};
   Arguments a;
-  for (int c; (c = ::getopt_long(argc, argv, "", kOptions, nullptr)) != -1;) {
-    switch (c) {
-      case kConfig:
-        a.config = optarg;
-        break;
-      case kRuntimeDir:
-        a.runtime_dir = optarg;
-        break;
-      case kLogLevel: {
-        VBDKIT_ASSIGN(a.log_level, parse_log_level(optarg));
-        break;
-      }
-      case kVersion:
-        std::puts("vbdkit-registryd " VERSION);
-        a.exit_early = true;
-        return a;
-      case kHelp:
-        std::fputs(kUsage, stdout);
-        a.exit_early = true;
-        return a;
-      default:
-        return Error(ErrorKind::kInvalid, "see vbdkit-registryd --help");
-    }
-  }
-  if (optind < argc)
-    return Error(ErrorKind::kInvalid, std::string("unexpected argument '") + argv[optind] + "'");
+  CommandLine line("vbdkit-registryd", kUsage);
+  line.text("config", a.config)
+      .text("runtime-dir", a.runtime_dir)
+      .log_level("log-level", a.log_level);
+  VBDKIT_ASSIGN(const CommandLine::Rest rest, line.parse(argc, argv));
+  a.exit_early = rest.answered;
+  if (!rest.arguments.empty()) return unexpected_argument(rest.arguments.front());
   return a;
-}
-
-Result<Fd> catch_signals() {
-  sigset_t mask;
-  ::sigemptyset(&mask);
-  ::sigaddset(&mask, SIGTERM);
-  ::sigaddset(&mask, SIGINT);
-  if (::sigprocmask(SIG_BLOCK, &mask, nullptr) < 0) return Error::from_errno(errno, "sigprocmask");
-  Fd fd(::signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
-  if (!fd.valid()) return Error::from_errno(errno, "signalfd");
-  return fd;
 }
 
 Result<void> serve(const Arguments& arguments, const Logger& log) {
@@ -88,7 +49,7 @@ Result<void> serve(const Arguments& arguments, const Logger& log) {
   if (::curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK)
     return Error(ErrorKind::kIo, "libcurl cannot be used");
   // Before there are threads, so that none of them gets a signal.
-  VBDKIT_ASSIGN(const Fd signals, catch_signals());
+  VBDKIT_ASSIGN(const Fd signals, catch_signals({SIGTERM, SIGINT}));
   VBDKIT_ASSIGN(const auto reactor, io::Reactor::create({.engine = io::EngineKind::kSync}, log));
   VBDKIT_ASSIGN(const auto daemon,
                 Daemon::create(*reactor, log, std::move(*config), arguments.runtime_dir));
