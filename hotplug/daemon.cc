@@ -427,7 +427,11 @@ InstanceProcess::Callbacks Daemon::callbacks_for(Instance& instance) {
 // The toolstack detached the device and the instance has done its part.
 void Daemon::instance_let_go(Instance& instance, const std::string& backend) {
   for (const auto& [name, device] : devices_) {
-    if (device->backend != backend || device->instance != &instance) continue;
+    // While it attaches it is a new device of that name: answers and events come in order, so this
+    // is of the one before.
+    if (device->backend != backend || device->instance != &instance ||
+        device->phase != Phase::kReady)
+      continue;
     device->instance = nullptr;
     device->phase = Phase::kGone;
   }

@@ -71,6 +71,22 @@ TEST_F(HotplugActivate, DiskJoinsAnInstanceThatIsYoungerThanTheDaemon) {
   EXPECT_TRUE(instance_dirs().empty());
 }
 
+// libxl reuses the name at once: what is told of the old device must not be taken for the new one.
+TEST_F(HotplugActivate, DiskThatComesBackAtOnceIsServedEachTime) {
+  Guest& guest = *must(world().create_guest());
+  const std::string path = image("a.img");
+  activate("raw:" + path);
+  const auto pids = instance_pids();
+  for (int i = 0; i < 60 && !HasFailure(); ++i) {
+    const Disk disk = add(guest, {.target = "raw:" + path});
+    must(world().toolstack().request_detach(disk, false));
+    must(world().toolstack().wait_backend(disk, XenbusStateClosed, soon()));
+    must(world().toolstack().remove_nodes(disk));
+  }
+  EXPECT_EQ(instance_pids(), pids);
+  deactivate(path);
+}
+
 TEST_F(HotplugActivate, DeactivatedInstanceEndsWithItsLastDisk) {
   Guest& guest = *must(world().create_guest());
   const std::string path = image("a.img");
