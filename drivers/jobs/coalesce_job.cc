@@ -165,6 +165,13 @@ Result<void> CoalesceJob::look_for_children() {
   return {};
 }
 
+// An interrupted job has put images on the parent, which has all that the image holds and is not
+// written any more. What is there now and not in the journal was one of them before a snapshot gave
+// it another name, or stands on the parent as rightly.
+bool CoalesceJob::put_there_before() const {
+  return journal_.stage != Stage::kCopy && !journal_.children.empty();
+}
+
 Result<void> CoalesceJob::find_children() {
   std::vector<std::string> directories = options_.directories;
   for (const std::string& directory : {directory_of(image_.path), directory_of(parent_.path)})
@@ -178,9 +185,11 @@ Result<void> CoalesceJob::find_children() {
   std::vector<std::pair<std::string, std::string>> disguised;  // parent, child
   for (const std::string& directory : directories) {
     VBDKIT_ASSIGN(const ImageForest forest, ImageForest::scan(directory));
-    for (const ForestImage* sibling : forest.children_of(parent_.path))
-      if (!same_file(sibling->path, image_.path) && !known(sibling->path))
-        return parent_of_another(parent_.path, sibling->path);
+    for (const ForestImage* sibling : forest.children_of(parent_.path)) {
+      if (same_file(sibling->path, image_.path) || known(sibling->path)) continue;
+      if (!put_there_before()) return parent_of_another(parent_.path, sibling->path);
+      journal_.children.push_back({sibling->path, sibling->facts.format, {}});
+    }
     for (const ForestImage* child : forest.children_of(image_.path))
       if (!known(child->path)) journal_.children.push_back({child->path, child->facts.format, {}});
     for (const std::string& path : {parent_.path, image_.path})

@@ -38,8 +38,8 @@
 namespace vbdkit::drivers {
 
 struct CoalesceOptions {
-  std::vector<std::string> directories;  // to look for children in, beside those of the two images
-  bool keep = false;                     // both files keep their names; they read the same
+  std::vector<std::string> directories = {};  // to look for children in, beside the images' own
+  bool keep = false;                          // both files keep their names; they read the same
   uint64_t stretch = uint64_t{1} << 30;  // bytes that are copied between two entries in the journal
   // Asked before each step that writes to images beside the reactor; none: it always may.
   std::function<Result<void>()> may_write = {};
@@ -72,6 +72,7 @@ class CoalesceJob final : public Job {
   }
   Result<void> look();
   Result<void> look_for_children();
+  bool put_there_before() const;
   Result<void> find_children();
   Result<void> lock_the_image();
   // With users: coalesce_live.cc.

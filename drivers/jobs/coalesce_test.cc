@@ -69,9 +69,7 @@ class Coalesce : public testing::TestWithParam<const char*> {
     const auto made = find_image_format(format())->create(request);
     ASSERT_TRUE(made.ok()) << made.error().message();
   }
-  Result<void> coalesce(const std::string& name, uint64_t stretch = 1 << 20) {
-    CoalesceOptions options;
-    options.stretch = stretch;
+  Result<void> coalesce(const std::string& name, CoalesceOptions options = {.stretch = 1 << 20}) {
     VBDKIT_ASSIGN(const auto job,
                   CoalesceJob::plan({format(), path(name), {}}, options, {*reactor_, log_, {}}));
     Result<void> outcome;
@@ -156,6 +154,39 @@ TEST_P(Coalesce, AChildThatIsTornIsMadeWholeFromTheJournal) {
   }
   // A VHD's header is longer than a sector, so that there is something to mend.
   EXPECT_EQ(format() == "vhd", torn > 0);
+}
+
+// What the interrupted job has put on the parent was snapshotted since.
+TEST_P(Coalesce, IsEndedWhereAChildHasAnotherNameByNow) {
+  make("base", "");
+  make("mid", "base");
+  make("child", "mid");
+  {
+    vhd::TestDisk disk;
+    ASSERT_TRUE(disk.open(format() + ":" + path("mid")).ok());
+    disk.write(0, std::vector<std::byte>(2 << 20, std::byte{'m'}));
+    disk.flush();
+  }
+  const std::vector<std::byte> expected = content("child");
+  unsigned steps = 0;
+  // Copied, the child relinked, and then no further.
+  const auto stopped = coalesce("mid", {.stretch = 16 << 20, .may_write = [&]() -> Result<void> {
+                                          if (++steps < 3) return {};
+                                          return Error(ErrorKind::kIo, "enough", ECANCELED);
+                                        }});
+  ASSERT_FALSE(stopped.ok());
+  ASSERT_TRUE(std::filesystem::exists(path("mid")));
+  ASSERT_EQ(path("base"),
+            std::filesystem::canonical(
+                find_image_format(format())->inspect(path("child"))->parent.value().path));
+  std::filesystem::rename(path("child"), path("snapshot"));
+  make("child", "snapshot");
+
+  const auto done = coalesce("mid");
+  ASSERT_TRUE(done.ok()) << done.error().message();
+  EXPECT_FALSE(std::filesystem::exists(path("mid")));
+  EXPECT_TRUE(std::filesystem::exists(path("base")));
+  EXPECT_TRUE(expected == content("child"));
 }
 
 TEST_P(Coalesce, AJournalOfOtherFilesIsNotFollowed) {
