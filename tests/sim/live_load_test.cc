@@ -511,6 +511,7 @@ void LiveLoad::crash(Random& random) {
   const std::lock_guard lock(disk.instance);
   const auto record = registry().read(disk.uuid);
   if (!record || !record->alive) return;
+  disk.model->crash();
   ::kill(record->pid, SIGKILL);
   succeeded("crash");
 }

@@ -139,6 +139,7 @@ std::unique_ptr<StampedDisk::Since> StampedDisk::since() {
   now->values_ = values_;
   now->first_ = oldest_in_flight();
   now->crashes_ = crashes_;
+  now->crashed_ = crashed_;
   remembered_.insert(now->first_);
   return now;
 }
@@ -182,13 +183,19 @@ std::optional<std::string> StampedDisk::wrong_copy(const Since& since,
                                                    std::span<const std::byte> copy) const {
   const std::lock_guard lock(mutex_);
   // What is lost in a crash may have been in the copy, and what came before as well.
-  if (since.crashes_ != crashes_) return std::nullopt;
+  if (since.crashed_ || since.crashes_ != crashes_) return std::nullopt;
   return misfit(since, copy, true, nullptr);
 }
 
 void StampedDisk::flushed(std::unique_ptr<Since> at) {
   // Two flushes may be answered in any order.
   if (at->first_ >= last_flush_->first_) last_flush_.swap(at);
+}
+
+void StampedDisk::crash() {
+  const std::lock_guard lock(mutex_);
+  ++crashes_;
+  crashed_ = true;
 }
 
 std::optional<std::string> StampedDisk::recover(std::span<const std::byte> content) {
@@ -198,7 +205,7 @@ std::optional<std::string> StampedDisk::recover(std::span<const std::byte> conte
     if (auto wrong = misfit(*last_flush_, content, false, &taken)) return wrong;
     values_ = std::move(taken);
     in_flight_.clear();
-    ++crashes_;
+    crashed_ = false;
   }
   last_flush_ = since();
   return std::nullopt;

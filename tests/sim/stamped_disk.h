@@ -47,6 +47,8 @@ class StampedDisk {
 
   // A flush that began at that time has been answered.
   void flushed(std::unique_ptr<Since> at);
+  // Who serves it is killed now: until recover(), nobody knows what it holds.
+  void crash();
   // After a crash: what was written since the last flush may be there or not. Takes what is there,
   // and tells what cannot be.
   std::optional<std::string> recover(std::span<const std::byte> content);
@@ -78,6 +80,7 @@ class StampedDisk {
   std::multiset<uint64_t> remembered_;  // first stamps
   uint64_t next_ = 2;                   // 1 is the base's
   uint64_t crashes_ = 0;
+  bool crashed_ = false;  // and not recovered
   std::unique_ptr<Since> last_flush_;
 };
 
@@ -94,6 +97,7 @@ class StampedDisk::Since {
   std::vector<Value> values_;
   uint64_t first_ = 0;
   uint64_t crashes_ = 0;
+  bool crashed_ = false;
 };
 
 }  // namespace vbdkit::sim
