@@ -15,6 +15,7 @@ EXTRA_DIST += \
   tests/xen/cases/detach-busy.sh \
   tests/xen/cases/detach-force.sh \
   tests/xen/cases/discard.sh \
+  tests/xen/cases/driver-domain.sh \
   tests/xen/cases/fio-verify.sh \
   tests/xen/cases/flush.sh \
   tests/xen/cases/idle-memory.sh \
