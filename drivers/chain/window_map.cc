@@ -22,10 +22,15 @@ std::optional<Source> Source::data(uint16_t layer, uint64_t disk_offset, uint64_
   return Source(Segment::Kind::kData, layer, distance);
 }
 
+// Without a branch on what it compares, which a random read's processor could only guess.
 size_t Window::index_of(uint32_t sector) const {
-  const auto after = std::upper_bound(segments_.begin(), segments_.end(), sector,
-                                      [](uint32_t s, const Entry& e) { return s < e.start; });
-  return static_cast<size_t>(after - segments_.begin()) - 1;
+  const Entry* at = segments_.data();
+  for (size_t left = segments_.size(); left > 1;) {
+    const size_t half = left / 2;
+    at += at[half].start <= sector ? half : 0;
+    left -= half;
+  }
+  return static_cast<size_t>(at - segments_.data());
 }
 
 Window::Run Window::find(uint32_t sector, uint32_t sectors) const {
