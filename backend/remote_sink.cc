@@ -80,6 +80,12 @@ void RemoteSink::send() {
   if (oldest != nullptr && requests_.push(oldest, newest)) far_.post([this] { receive(); });
 }
 
+// Behind what was submitted before.
+void RemoteSink::hurry() {
+  send();
+  far_.post([&target = target_] { target.hurry(); });
+}
+
 void RemoteSink::receive() {
   for (Hop* hop = requests_.take_all(); hop != nullptr;) {
     Hop* const next = hop->link;  // the request may be on its way back already

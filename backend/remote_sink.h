@@ -28,6 +28,7 @@ class RemoteSink : public RequestSink {
 
   void submit(drivers::Request& request) override;
   const drivers::NodeInfo& info() const override { return info_; }
+  void hurry() override;
 
   // The far side's properties have changed (size, read-only); the near one learns of it soon.
   void set_info(const drivers::NodeInfo& info);

@@ -26,6 +26,9 @@ class RequestSink {
   // protocol.
   virtual void submit(drivers::Request& request) = 0;
   virtual const drivers::NodeInfo& info() const = 0;
+  // The consumer leaves, and waits for what it has submitted: that is not to wait for a limit any
+  // more. Completions may run inside.
+  virtual void hurry() {}
 };
 
 }  // namespace vbdkit

@@ -84,6 +84,7 @@ class SchedulerImpl final : public Scheduler {
   void block_status(drivers::StatusRequest& request) override;
   void pause(std::function<void()> drained) override;
   void resume() override;
+  void hurry() override { top_->hurry(); }
   bool idle() const override { return live_head_ == nullptr && incoming_head_ == nullptr; }
   const SchedulerCounters& counters() const override { return counters_; }
 
@@ -188,6 +189,7 @@ void SchedulerImpl::submit(Request& request) {
 
 void SchedulerImpl::dispatch() {
   if (paused_ > 0) {
+    if (in_flight_ > 0) hurry();
     notify_drained();
     return;
   }

@@ -36,6 +36,11 @@ class HeldNode final : public drivers::Node {
   Result<void> refresh_size() override { return {}; }
   Result<void> resize(Bytes) override { return {}; }
   Result<void> reopen(bool) override { return {}; }
+  void hurry() override {
+    ++hurried;
+    if (completes_in_a_hurry)
+      while (!held.empty()) complete(0);
+  }
 
   void complete(size_t i, int error = 0) {
     Request* r = held.at(i);
@@ -46,6 +51,8 @@ class HeldNode final : public drivers::Node {
   drivers::NodeInfo info_;
   std::vector<Request*> held;
   int inline_error = -1;
+  unsigned hurried = 0;
+  bool completes_in_a_hurry = false;
 };
 
 struct Client : Request {
@@ -259,6 +266,22 @@ TEST_F(SchedulerTest, PauseDrainsHoldsNewRequestsAndResumeSendsThem) {
   reactor.turn();
   EXPECT_EQ(1u, node.held.size());
   EXPECT_EQ(1, drained - 1);
+}
+
+TEST_F(SchedulerTest, APauseDoesNotWaitForLimits) {
+  Client a(Op::kRead, 0, 512), b(Op::kWrite, 0, 512);
+  go({&a, &b});
+  node.completes_in_a_hurry = true;
+  int drained = 0;
+  scheduler->pause([&] { ++drained; });
+  EXPECT_EQ(0u, node.hurried);
+  reactor.turn();
+  EXPECT_EQ(1, drained);
+  EXPECT_EQ(1u, node.hurried);
+  EXPECT_EQ(0, b.completions) << "it waits for the resume";
+  scheduler->pause([&] { ++drained; });
+  reactor.turn();
+  EXPECT_EQ(1u, node.hurried) << "for nobody";
 }
 
 TEST_F(SchedulerTest, ANodeThatCompletesAtOnceAndAConsumerThatComesBackAtOnceAreFine) {

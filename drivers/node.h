@@ -110,6 +110,11 @@ class Node {
 
   virtual void submit(Request& request) = 0;
   virtual void block_status(StatusRequest& request) = 0;
+  // Somebody waits until nothing is in flight: what is held back for a limit's sake goes on now,
+  // and is charged all the same.
+  virtual void hurry() {
+    if (Node* const next = next_node()) next->hurry();
+  }
 
   // The storage beneath may have grown or shrunk: looks again and updates info().size.
   // Called with no request in flight beyond the new end; may block for the look.

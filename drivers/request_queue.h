@@ -16,24 +16,31 @@ class RequestQueue {
 
   bool empty() const { return head_ == nullptr; }
   Request* front() const { return head_; }
+  // nullptr where it is empty.
+  Request* back() const { return last_; }
 
   void push(Request& request) {
     request.next = nullptr;
     *tail_ = &request;
     tail_ = &request.next;
+    last_ = &request;
   }
 
   // Not on an empty queue.
   Request& pop() {
     Request& request = *head_;
     head_ = request.next;
-    if (head_ == nullptr) tail_ = &head_;
+    if (head_ == nullptr) {
+      tail_ = &head_;
+      last_ = nullptr;
+    }
     return request;
   }
 
  private:
   Request* head_ = nullptr;
   Request** tail_ = &head_;
+  Request* last_ = nullptr;
 };
 
 }  // namespace vbdkit::drivers

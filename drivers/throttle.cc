@@ -131,13 +131,30 @@ bool ThrottleFilter::dispatch_one(Time now) {
     Lane& lane = lanes_[i];
     if (lane.queue.empty() || ready_at(lane, now) > now) continue;
     turn_ = 1 - i;
-    Request& request = lane.queue.pop();
-    total_.take(request, now);
-    lane.buckets.take(request, now);
-    next().submit(request);
+    pass(lane, now);
     return true;
   }
   return false;
+}
+
+const Request& ThrottleFilter::pass(Lane& lane, Time now) {
+  Request& request = lane.queue.pop();
+  total_.take(request, now);
+  lane.buckets.take(request, now);
+  next().submit(request);
+  return request;
+}
+
+// Only what waits at this moment: a completion may bring more.
+void ThrottleFilter::hurry() {
+  const bool inside = std::exchange(dispatching_, true);
+  const Time now = clock_();
+  for (Lane& lane : lanes_)
+    for (const Request* last = lane.queue.back(); last != nullptr;)
+      if (&pass(lane, now) == last) last = nullptr;
+  Filter::hurry();
+  dispatching_ = inside;
+  if (!inside) wait_for_next(now);
 }
 
 void ThrottleFilter::wait_for_next(Time now) {

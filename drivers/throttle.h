@@ -52,6 +52,7 @@ class ThrottleFilter final : public Filter {
   std::string_view driver() const override { return "throttle"; }
   std::string spec() const override;
   void submit(Request& request) override;
+  void hurry() override;
 
  private:
   struct Buckets {
@@ -70,6 +71,7 @@ class ThrottleFilter final : public Filter {
   Time ready_at(const Lane& lane, Time now) const;  // its first request
   void dispatch();
   bool dispatch_one(Time now);
+  const Request& pass(Lane& lane, Time now);  // its first request; only its address is left
   void wait_for_next(Time now);
 
   ThrottleLimits limits_;

@@ -243,6 +243,20 @@ TEST_F(ThrottleTest, NewLimitsConcernWhatWaitsAlready) {
   EXPECT_EQ(30u, arrived());
 }
 
+TEST_F(ThrottleTest, WhatWaitsGoesAtOnceWhenSomebodyIsInAHurryAndIsPaidForLater) {
+  make({.iops = {10, 1}});
+  for (uint64_t i = 0; i < 4; ++i) submit(Op::kRead, i * 4096);
+  for (uint64_t i = 4; i < 8; ++i) submit(Op::kWrite, i * 4096);
+  EXPECT_EQ(1u, arrived());
+  filter_->hurry();
+  EXPECT_EQ(8u, arrived());
+  submit(Op::kRead);
+  reactor_.advance(milliseconds(799));
+  EXPECT_EQ(8u, arrived());
+  reactor_.advance(milliseconds(2));
+  EXPECT_EQ(9u, arrived());
+}
+
 TEST_F(ThrottleTest, ItsSpecTellsTheLimitsOfNow) {
   make({.bps = {.rate = 5}});
   EXPECT_EQ("throttle:bps=5|null,size=1G", filter_->spec());

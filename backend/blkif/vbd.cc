@@ -83,6 +83,7 @@ class VbdImpl final : public Vbd {
   std::string node(const char* name) const { return id_.backend + "/" + name; }
 
   void evaluate();
+  void hurry();
   void follow(XenbusState frontend, bool online);
   void offer_again();
   void connect();
@@ -176,10 +177,6 @@ Result<void> VbdImpl::start() {
 // number; while queues are being let go, it is put off until they are.
 void VbdImpl::evaluate() {
   if (let_go_) return;
-  if (tearing_down_) {
-    evaluate_again_ = true;
-    return;
-  }
   auto ours = context_.store.find(node("state"));
   auto online = context_.store.find(node("online"));
   auto theirs = context_.store.find(id_.frontend + "/state");
@@ -189,12 +186,22 @@ void VbdImpl::evaluate() {
                          e.message().c_str());
     return;
   }
-  if (!*ours) {
+  const XenbusState frontend = to_state(*theirs);
+  const bool leaving = !*ours || *online == "0" || frontend == XenbusStateUnknown;
+  if (tearing_down_) {
+    evaluate_again_ = true;
+  } else if (!*ours) {
     tear_down([this] { finish(); });
-    return;
+  } else {
+    state_ = to_state(*ours);
+    follow(frontend, *online != "0");
   }
-  state_ = to_state(*ours);
-  follow(to_state(*theirs), online->value_or("1") != "0");
+  if (leaving && tearing_down_) hurry();
+}
+
+// The toolstack waits for us. Not for a guest that closes: it would so get around its limits.
+void VbdImpl::hurry() {
+  for (size_t i = 0; i < queues_.size(); ++i) run_on(host(i), [&] { host(i).sink.hurry(); });
 }
 
 void VbdImpl::follow(XenbusState frontend, bool online) {
@@ -374,6 +381,7 @@ void VbdImpl::shutdown(std::function<void()> done) {
     xentop_.reset();
     done();
   });
+  if (tearing_down_) hurry();
 }
 
 void VbdImpl::pause(std::function<void()> drained) {

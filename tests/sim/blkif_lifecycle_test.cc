@@ -182,6 +182,63 @@ TEST_F(AdoptTest, LeavesADiskAloneThatAnotherBackendServes) {
   EXPECT_EQ(world().store().read_or(disk.backend_path + "/state"), "4");
 }
 
+class ThrottledTest : public BlkifTest {
+ protected:
+  // With half a minute of requests that wait for their turn.
+  std::unique_ptr<BackgroundLoad> load(Frontend& front) {
+    auto load = std::make_unique<BackgroundLoad>(front);
+    for (const auto last = soon(); load->completed() == 0;) {
+      EXPECT_LT(std::chrono::steady_clock::now(), last);
+      std::this_thread::yield();
+    }
+    return load;
+  }
+  void start_slow(const std::vector<std::string>& options = {}) {
+    make_image();
+    start("throttle:iops=1,iops-burst=1|" + image(), {}, options);
+  }
+};
+
+TEST_F(ThrottledTest, IsDetachedByForceWithoutWaitingForItsLimit) {
+  start_slow();
+  auto front = connect();
+  const auto requests = load(*front);
+  must(world().toolstack().request_detach(disk(), true));
+  must(world().toolstack().wait_backend(disk(), XenbusStateClosed, soon()));
+  expect_nothing_held();
+}
+
+TEST_F(ThrottledTest, GoesWithItsDomainWithoutWaitingForItsLimit) {
+  start_slow({"--threads", "2"});
+  auto front = connect();
+  const auto requests = load(*front);
+  must(world().destroy_guest(guest(), soon()));
+  must(world().wait_no_zombies(soon()));
+  must(world().wait_no_grants(soon()));
+}
+
+// Else its guest would get around the limit by closing.
+TEST_F(ThrottledTest, IsNotHurriedByItsGuest) {
+  start_slow();
+  auto front = connect();
+  {
+    const auto requests = load(*front);
+    must(front->set_state(XenbusStateClosing));
+    must(front->set_state(XenbusStateClosed));
+    // It has noticed, and waits: for half a minute, but here until the toolstack comes.
+    must(world().store().wait_for(
+        disk().backend_path + "/state", [](const std::string& s) { return s == "5"; }, soon()));
+    EXPECT_FALSE(world()
+                     .store()
+                     .wait_for(
+                         disk().backend_path + "/state",
+                         [](const std::string& s) { return s == "6"; }, in(std::chrono::seconds(1)))
+                     .ok());
+  }
+  must(world().toolstack().request_detach(disk(), true));
+  must(world().toolstack().wait_backend(disk(), XenbusStateClosed, soon()));
+}
+
 // Two guests on one image, one instance.
 TEST_F(AdoptTest, ServesSeveralGuests) {
   make_image();

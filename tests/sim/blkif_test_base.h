@@ -109,6 +109,7 @@ class BackgroundLoad {
     stop_ = true;
     thread_.join();
   }
+  uint64_t completed() const { return completed_; }
 
  private:
   static constexpr uint32_t kPages = 32;
@@ -118,14 +119,16 @@ class BackgroundLoad {
       while (queue_.free_slots() > 0)
         queue_.submit(BLKIF_OP_READ, i % 64 * 8, &segments_[i % kPages], 1, i);
       queue_.push();
-      if (queue_.reap([](const Completion&) {}) == 0)
-        queue_.wait(in(std::chrono::milliseconds(20)));
+      const size_t reaped = queue_.reap([](const Completion&) {});
+      completed_ += reaped;
+      if (reaped == 0) queue_.wait(in(std::chrono::milliseconds(20)));
     }
   }
 
   RingQueue& queue_;
   std::vector<Segment> segments_;
   std::atomic<bool> stop_ = false;
+  std::atomic<uint64_t> completed_ = 0;
   std::thread thread_;
 };
 
