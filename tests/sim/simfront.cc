@@ -12,6 +12,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
 
 #include "tests/sim/load.h"
 #include "tests/sim/verified_disk.h"
@@ -38,6 +39,8 @@ constexpr const char* kUsage =
     "  --seconds N        duration; default 2\n"
     "  --ios N            end after N requests per queue instead\n"
     "  --warmup N         seconds of load before what is measured; default 0.2\n"
+    "  --idle N           seconds without a request, before the backend's memory is looked at; "
+    "default 0\n"
     "  --area BYTES       only the first BYTES of the disk\n"
     "  --verify           check every byte of a random mix instead of measuring (writes!)\n"
     "  --spin             poll for responses; by default sleep on events, as a guest does\n"
@@ -51,6 +54,7 @@ struct Arguments {
   LoadOptions load;
   std::string op = "randread";
   double warmup = 0.2;
+  double idle = 0;
   bool verify = false;
   pid_t backend_pid = 0;
 };
@@ -71,6 +75,7 @@ Result<Arguments> parse(int argc, char** argv) {
     kSeconds,
     kIos,
     kWarmup,
+    kIdle,
     kArea,
     kVerify,
     kSpin,
@@ -90,6 +95,7 @@ Result<Arguments> parse(int argc, char** argv) {
                                     {"seconds", 1, nullptr, kSeconds},
                                     {"ios", 1, nullptr, kIos},
                                     {"warmup", 1, nullptr, kWarmup},
+                                    {"idle", 1, nullptr, kIdle},
                                     {"area", 1, nullptr, kArea},
                                     {"verify", 0, nullptr, kVerify},
                                     {"spin", 0, nullptr, kSpin},
@@ -150,6 +156,9 @@ Result<Arguments> parse(int argc, char** argv) {
         break;
       case kWarmup:
         a.warmup = std::strtod(optarg, nullptr);
+        break;
+      case kIdle:
+        a.idle = std::strtod(optarg, nullptr);
         break;
       case kArea:
         a.load.area_bytes = std::strtoull(optarg, nullptr, 0);
@@ -279,6 +288,7 @@ Result<int> run(const Arguments& a) {
   if (backend == 0) {
     VBDKIT_ASSIGN(backend, world->process_at(front->queue().port()));
   }
+  std::this_thread::sleep_for(std::chrono::duration<double>(a.idle));
   const MemoryUse idle = memory_use(backend);
   nlohmann::json out{{"op", a.op},
                      {"bs", a.load.block_bytes},
