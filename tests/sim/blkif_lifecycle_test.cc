@@ -224,10 +224,9 @@ TEST_F(ThrottledTest, IsNotHurriedByItsGuest) {
   {
     const auto requests = load(*front);
     must(front->set_state(XenbusStateClosing));
+    must(front->wait_backend(XenbusStateClosing, soon()));
     must(front->set_state(XenbusStateClosed));
-    // It has noticed, and waits: for half a minute, but here until the toolstack comes.
-    must(world().store().wait_for(
-        disk().backend_path + "/state", [](const std::string& s) { return s == "5"; }, soon()));
+    // For half a minute, but here until the toolstack comes.
     EXPECT_FALSE(world()
                      .store()
                      .wait_for(
