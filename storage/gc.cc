@@ -113,8 +113,13 @@ Result<std::vector<Step>> find_steps(const std::string& directory, bool inner) {
 
 Result<void> remove_file(const Step& step) {
   std::optional<drivers::ImageLock> lock;
+  // Whoever writes the journal of an image's coalesce has marked the image; guests may read it.
+  const bool of_journal = step.path.ends_with(".coalesce.new");
   if (std::filesystem::exists(step.lock)) {
-    VBDKIT_ASSIGN(lock, drivers::ImageLock::take(step.lock, drivers::LockMode::kWriter));
+    VBDKIT_ASSIGN(
+        lock, drivers::ImageLock::take(
+                  step.lock, of_journal ? drivers::LockMode::kReader : drivers::LockMode::kWriter));
+    if (of_journal) VBDKIT_TRY(lock->mark_merging());
   }
   if (::unlink(step.path.c_str()) != 0) return Error::from_errno(errno, "remove " + step.path);
   return drivers::sync_directory(drivers::directory_of(step.path));

@@ -187,7 +187,9 @@ touch gc/leaf.qcow2.vbdkit-new
 vbdkit gc --dry-run --inner --json gc >out
 expect_json '[.[] | [.step, (.path | sub(".*/"; ""))]]' '[["remove","leaf.qcow2.vbdkit-new"],["coalesce","mid.qcow2"]]'
 guest=$(activate qcow2:gc/leaf.qcow2)
+touch gc/mid.qcow2.coalesce.new # a journal that was never finished; a guest reads its image
 refused 1 'leaf.qcow2: in use by' gc gc
+[ ! -e gc/mid.qcow2.coalesce.new ] || fail "gc left what nobody works on: $(ls gc)"
 [ -e gc/leaf.qcow2.vbdkit-new ] || fail "gc removed what somebody may be making"
 [ -e gc/mid.qcow2 ] || fail "gc merged an image that nobody named"
 strace -f -qq -o strace.log -e trace=rename -e inject=rename:signal=KILL:when=2 \
