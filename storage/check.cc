@@ -5,6 +5,7 @@
 
 #include "storage/arguments.h"
 #include "storage/command.h"
+#include "storage/offline_claims.h"
 #include "storage/terminal.h"
 
 namespace vbdkit::storage {
@@ -59,11 +60,13 @@ void print_outcome(const std::string& path, const drivers::CheckOutcome& outcome
               {"messages", outcome.messages}});
 }
 
-Result<int> run(const po::variables_map& vm) {
+Result<int> run(const po::variables_map& vm, const Logger& log) {
   VBDKIT_ASSIGN(const drivers::NodeSpec image, parse_image(text_of(vm, "SPEC")));
   VBDKIT_ASSIGN(const drivers::ImageFormat* const format, format_of(image));
   const bool repair = vm.count("repair") != 0;
   const auto mode = repair ? drivers::LockMode::kWriter : drivers::LockMode::kReader;
+  VBDKIT_ASSIGN(const auto claims,
+                OfflineClaims::take({{image.path, ImageClaims::mode_of(!repair, false)}}, log));
   VBDKIT_ASSIGN(const drivers::ImageLock lock, drivers::ImageLock::take(image.path, mode));
   drivers::CheckOutcome outcome;
   if (format->check != nullptr) {
@@ -83,7 +86,7 @@ int check(const std::vector<std::string>& args, const Logger& log) {
   syntax.options.add_options()                                      //
       ("repair,r", "put right what can be put right without loss")  //
       ("json", "for programs");
-  return run_command(syntax, args, log, run);
+  return run_command(syntax, args, log, [&](const po::variables_map& vm) { return run(vm, log); });
 }
 
 }  // namespace vbdkit::storage

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
 // vbdkit create: a new image.
-#include <map>
+#include <optional>
 
 #include "storage/arguments.h"
 #include "storage/command.h"
 #include "storage/image_options.h"
+#include "storage/offline_claims.h"
 
 namespace vbdkit::storage {
 namespace {
 
-Result<int> run(const po::variables_map& vm) {
+Result<int> run(const po::variables_map& vm, const Logger& log) {
   VBDKIT_ASSIGN(const drivers::NodeSpec image, parse_image(text_of(vm, "SPEC")));
   VBDKIT_ASSIGN(const drivers::ImageFormat* const format, format_of(image));
   drivers::CreateRequest request;
@@ -27,6 +28,13 @@ Result<int> run(const po::variables_map& vm) {
   } else if (vm.count("size") == 0) {
     return usage_error("how large? (--size 10G; only with --parent it can be left out)");
   }
+  // What others may still change is nothing to stand on.
+  std::optional<OfflineClaims> claims;
+  std::optional<drivers::ImageLock> lock;
+  if (!request.parent.empty()) {
+    VBDKIT_ASSIGN(claims, OfflineClaims::take({{request.parent, ImageClaims::Mode::kRead}}, log));
+    VBDKIT_ASSIGN(lock, drivers::ImageLock::take(request.parent, drivers::LockMode::kReader));
+  }
   VBDKIT_TRY(format->create(request));
   return kExitOk;
 }
@@ -41,7 +49,7 @@ int create(const std::vector<std::string>& args, const Logger& log) {
       ("parent,p", po::value<std::string>()->value_name("SPEC"),
        "the image that has what the new one does not: vhd:/srv/base.vhd");
   add_format_options(syntax);
-  return run_command(syntax, args, log, run);
+  return run_command(syntax, args, log, [&](const po::variables_map& vm) { return run(vm, log); });
 }
 
 }  // namespace vbdkit::storage

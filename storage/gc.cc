@@ -19,6 +19,7 @@
 #include "storage/command.h"
 #include "storage/instance_argument.h"
 #include "storage/job_runner.h"
+#include "storage/offline_claims.h"
 #include "storage/terminal.h"
 
 namespace vbdkit::storage {
@@ -111,15 +112,19 @@ Result<std::vector<Step>> find_steps(const std::string& directory, bool inner) {
   return steps;
 }
 
-Result<void> remove_file(const Step& step) {
+Result<void> remove_file(const Step& step, const Logger& log) {
+  std::optional<OfflineClaims> claims;
   std::optional<drivers::ImageLock> lock;
-  // Whoever writes the journal of an image's coalesce has marked the image; guests may read it.
-  const bool of_journal = step.path.ends_with(".coalesce.new");
   if (std::filesystem::exists(step.lock)) {
+    // Whoever writes the journal of an image's coalesce has marked the image; guests may read it.
+    const bool of_journal = step.path.ends_with(".coalesce.new");
+    VBDKIT_ASSIGN(claims,
+                  OfflineClaims::take({{step.lock, ImageClaims::mode_of(of_journal, false)}}, log));
     VBDKIT_ASSIGN(
         lock, drivers::ImageLock::take(
                   step.lock, of_journal ? drivers::LockMode::kReader : drivers::LockMode::kWriter));
     if (of_journal) VBDKIT_TRY(lock->mark_merging());
+    VBDKIT_TRY(claims->may_write());
   }
   if (::unlink(step.path.c_str()) != 0) return Error::from_errno(errno, "remove " + step.path);
   return drivers::sync_directory(drivers::directory_of(step.path));
@@ -154,7 +159,7 @@ class Collector {
 
  private:
   Result<void> take(const Step& step) {
-    if (step.what == Step::What::kRemove) return remove_file(step);
+    if (step.what == Step::What::kRemove) return remove_file(step, log_);
     VBDKIT_ASSIGN(const auto outcome, merge_into_parent({step.format, step.path, {}}, {},
                                                         registry_of(vm_), engine_, log_));
     return {};

@@ -43,6 +43,8 @@ vbdkit_SOURCES = \
   storage/instances.h \
   storage/job_runner.cc \
   storage/job_runner.h \
+  storage/offline_claims.cc \
+  storage/offline_claims.h \
   storage/jobs.cc \
   storage/list.cc \
   storage/list_drivers.cc \

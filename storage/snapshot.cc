@@ -14,6 +14,7 @@
 #include "storage/command.h"
 #include "storage/image_options.h"
 #include "storage/instance_argument.h"
+#include "storage/offline_claims.h"
 
 namespace vbdkit::storage {
 namespace {
@@ -60,8 +61,8 @@ class Paused {
 
 // All of one moment: disks in use stand still together meanwhile.
 Result<void> take_group(const std::vector<Member>& members,
-                        const std::map<std::string, std::string>& options,
-                        const Registry& registry) {
+                        const std::map<std::string, std::string>& options, const Registry& registry,
+                        const Logger& log) {
   std::vector<Paused> paused;
   const auto start = std::chrono::steady_clock::now();
   for (const Member& member : members) {
@@ -74,7 +75,7 @@ Result<void> take_group(const std::vector<Member>& members,
   }
   std::string taken;
   for (const Member& member : members) {
-    auto done = take_snapshot(member.image, member.name, options, registry);
+    auto done = take_snapshot(member.image, member.name, options, registry, log);
     if (!done)
       return std::move(done).error().context(taken.empty() ? "of the group none was taken"
                                                            : "of the group were taken:" + taken);
@@ -86,7 +87,7 @@ Result<void> take_group(const std::vector<Member>& members,
       "the snapshots took longer than disks stand still, and are not of one moment:" + taken);
 }
 
-Result<int> run_snapshot(const po::variables_map& vm) {
+Result<int> run_snapshot(const po::variables_map& vm, const Logger& log) {
   std::vector<Member> members;
   VBDKIT_ASSIGN(drivers::NodeSpec image, parse_image(text_of(vm, "SPEC")));
   members.push_back({std::move(image), text_of(vm, "NAME")});
@@ -98,13 +99,13 @@ Result<int> run_snapshot(const po::variables_map& vm) {
   VBDKIT_ASSIGN(const auto options, parse_options(vm));
   const Registry registry = registry_of(vm);
   if (members.size() == 1)
-    VBDKIT_TRY(take_snapshot(members[0].image, members[0].name, options, registry));
+    VBDKIT_TRY(take_snapshot(members[0].image, members[0].name, options, registry, log));
   else
-    VBDKIT_TRY(take_group(members, options, registry));
+    VBDKIT_TRY(take_group(members, options, registry, log));
   return kExitOk;
 }
 
-Result<int> run_clone(const po::variables_map& vm) {
+Result<int> run_clone(const po::variables_map& vm, const Logger& log) {
   VBDKIT_ASSIGN(drivers::NodeSpec image, parse_image(text_of(vm, "SPEC")));
   VBDKIT_ASSIGN(const drivers::NodeSpec clone, parse_image(text_of(vm, "CLONE")));
   VBDKIT_ASSIGN(const drivers::ImageFormat* const format, format_of(clone));
@@ -112,9 +113,11 @@ Result<int> run_clone(const po::variables_map& vm) {
   VBDKIT_ASSIGN(request.options, parse_options(vm));
   if (vm.count("base") != 0) {
     const std::string base = text_of(vm, "base");
-    VBDKIT_TRY(take_snapshot(image, base, {}, registry_of(vm)));
+    VBDKIT_TRY(take_snapshot(image, base, {}, registry_of(vm), log));
     image.path = base;
   }
+  VBDKIT_ASSIGN(const auto claims,
+                OfflineClaims::take({{image.path, ImageClaims::Mode::kRead}}, log));
   VBDKIT_ASSIGN(const auto lock, drivers::ImageLock::take(image.path, drivers::LockMode::kReader));
   request.path = clone.path;
   request.parent = image.path;
@@ -143,10 +146,12 @@ Result<void> ask_for_snapshot(const InstanceRecord& instance, const std::string&
 
 Result<void> take_snapshot(const drivers::NodeSpec& image, const std::string& name,
                            const std::map<std::string, std::string>& options,
-                           const Registry& registry) {
+                           const Registry& registry, const Logger& log) {
   VBDKIT_ASSIGN(const auto users, registry.find_image(image.path, Registry::Where::kLeaf));
   for (const InstanceRecord& user : users)
     if (!user.read_only) return ask_for_snapshot(user, name, options);
+  VBDKIT_ASSIGN(const auto claims,
+                OfflineClaims::take({{image.path, ImageClaims::Mode::kWrite}}, log));
   VBDKIT_ASSIGN(const auto lock, drivers::ImageLock::take(image.path, drivers::LockMode::kWriter));
   // An instance that is just taking a snapshot has made this file, and writes its parent still.
   std::optional<drivers::ImageLock> parent_lock;
@@ -160,6 +165,7 @@ Result<void> take_snapshot(const drivers::NodeSpec& image, const std::string& na
   }
   VBDKIT_TRY(drivers::check_childless(image.path));
   VBDKIT_ASSIGN(auto taken, drivers::ImageSnapshot::prepare(image, name, options));
+  VBDKIT_TRY(claims.may_write());
   return taken.commit();
 }
 
@@ -170,7 +176,8 @@ int snapshot(const std::vector<std::string>& args, const Logger& log) {
       "another disk, at the same moment; may be given several times");
   add_format_options(syntax);
   add_runtime_dir_option(syntax.options);
-  return run_command(syntax, args, log, run_snapshot);
+  return run_command(syntax, args, log,
+                     [&](const po::variables_map& vm) { return run_snapshot(vm, log); });
 }
 
 int clone(const std::vector<std::string>& args, const Logger& log) {
@@ -180,7 +187,8 @@ int clone(const std::vector<std::string>& args, const Logger& log) {
       "keep the present content under this name, so that SPEC can be written further on");
   add_format_options(syntax);
   add_runtime_dir_option(syntax.options);
-  return run_command(syntax, args, log, run_clone);
+  return run_command(syntax, args, log,
+                     [&](const po::variables_map& vm) { return run_clone(vm, log); });
 }
 
 }  // namespace vbdkit::storage

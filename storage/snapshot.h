@@ -7,6 +7,7 @@
 #include <map>
 #include <string>
 
+#include "base/log.h"
 #include "base/result.h"
 #include "drivers/registry.h"
 #include "storage/registry.h"
@@ -19,6 +20,6 @@ namespace vbdkit::storage {
 // it does that for its guests not to notice.
 Result<void> take_snapshot(const drivers::NodeSpec& image, const std::string& name,
                            const std::map<std::string, std::string>& options,
-                           const Registry& registry);
+                           const Registry& registry, const Logger& log);
 
 }  // namespace vbdkit::storage

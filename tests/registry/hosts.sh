@@ -33,6 +33,15 @@ ln "$share/a.qcow2" "$share/other-name.qcow2"
 refused_on b "is in use on host a by $a" activate --backend "$BACKEND" \
   "qcow2:$share/other-name.qcow2"
 refused_on b "is in use on host a by $a" resize "qcow2:$share/a.qcow2" 128M
+refused_on b "is in use on host a by $a" check --repair "qcow2:$share/a.qcow2"
+refused_on b "is in use on host a by $a" snapshot "qcow2:$share/a.qcow2" "$share/no.qcow2"
+refused_on b "is in use on host a by $a" clone "qcow2:$share/a.qcow2" "qcow2:$share/no.qcow2"
+refused_on b "is in use on host a by $a" create --parent "qcow2:$share/a.qcow2" "qcow2:$share/no.qcow2"
+touch "$share/a.qcow2.vbdkit-new"
+refused_on b "is in use on host a by $a" gc "$share"
+[ -e "$share/a.qcow2.vbdkit-new" ] || fail "gc removed what another host may be making"
+rm "$share/a.qcow2.vbdkit-new"
+[ ! -e "$share/no.qcow2" ] || fail "something was made"
 ok "two writers on two hosts: the second is told who is the first"
 
 await_key "/vbdkit/instances/$a" PUT 1
