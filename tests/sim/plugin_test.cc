@@ -29,6 +29,13 @@ class PluginDisk : public HotplugTest {
     return call({what, "domid=" + std::to_string(disk.domid), "backend_path=" + disk.backend_path,
                  "vdev=xvda", "writable=1"});
   }
+  void run(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), program("vbdkit"));
+    const std::string log = world_dir() + "/vbdkit-" + std::to_string(++calls_) + ".log";
+    auto process =
+        must(Process::start(arguments, {.environment = world().environment(), .log_path = log}));
+    EXPECT_EQ(must(process->wait(in(40s))), 0) << process->log();
+  }
 
  private:
   int calls_ = 0;
@@ -58,6 +65,35 @@ TEST_F(PluginDisk, IsValidatedStartedAndStopped) {
   EXPECT_EQ(call("stop", disk), "ok \n");
   EXPECT_TRUE(instance_dirs().empty());
   must(world().toolstack().remove_nodes(disk));
+}
+
+// What its user asks of a disk just before libxl takes it away: space is given back, it grows, its
+// new end is written and flushed.
+TEST_F(PluginDisk, IsStoppedAfterItWasDiscardedAndGrew) {
+  for (const std::string format : {"raw", "qcow2"}) {
+    const std::string path = world_dir() + "/grown." + format;
+    run({"create", "--size", "16M", format + ":" + path});
+    Guest& guest = *must(world().create_guest());
+    const Disk disk = must(world().toolstack().attach(
+        guest.domid(), {.backend = BackendType::kPlugin, .target = path, .format = format}));
+    EXPECT_TRUE(call("start", disk).starts_with("ok "));
+    auto front = must(Frontend::create(guest, disk.devid, {.queues = 2, .persistent = true}));
+    must(front->connect(soon()));
+    const std::vector<std::byte> data(4096, std::byte{0x77});
+    EXPECT_EQ(BLKIF_RSP_OKAY, must(front->write(0, data, soon())));
+    EXPECT_EQ(BLKIF_RSP_OKAY, must(front->discard(0, front->features().sectors, soon())));
+    run({"grow", std::to_string(guest.domid()) + ":xvda", "20M", "--runtime-dir", runtime_dir()});
+    front->refresh_features();
+    ASSERT_EQ(front->features().sectors, 20u << 11);
+    EXPECT_EQ(BLKIF_RSP_OKAY, must(front->flush(soon(), (20u << 11) - 8, data)));
+
+    must(world().toolstack().request_detach(disk, false));
+    must(front->close(soon()));
+    must(world().toolstack().wait_backend(disk, XenbusStateClosed, soon()));
+    EXPECT_EQ(call("stop", disk), "ok \n");
+    EXPECT_TRUE(instance_dirs().empty());
+    must(world().toolstack().remove_nodes(disk));
+  }
 }
 
 TEST_F(PluginDisk, FormatMakesTheSpec) {
