@@ -4,6 +4,7 @@ tests_bench_nbdload_SOURCES = tests/bench/nbdload.cc
 tests_bench_nbdload_LDADD = libnbdserver.la libbase.la
 
 nbdtests = \
+  tests/nbd/bios.sh \
   tests/nbd/dirty_bitmap.sh \
   tests/nbd/fio.sh \
   tests/nbd/leaf_commit.sh \
@@ -13,4 +14,4 @@ nbdtests = \
   tests/nbd/syscalls.sh \
   tests/nbd/tools.sh
 TESTS += $(nbdtests)
-EXTRA_DIST += $(nbdtests) tests/nbd/lib.sh
+EXTRA_DIST += $(nbdtests) tests/nbd/bios.S tests/nbd/lib.sh
