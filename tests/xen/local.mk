@@ -19,6 +19,7 @@ EXTRA_DIST += \
   tests/xen/cases/fio-verify.sh \
   tests/xen/cases/flush.sh \
   tests/xen/cases/idle-memory.sh \
+  tests/xen/cases/matrix.sh \
   tests/xen/cases/missing-image.sh \
   tests/xen/cases/multi-queue.sh \
   tests/xen/cases/ordinary-user.sh \
@@ -50,5 +51,6 @@ EXTRA_DIST += \
   tests/xen/guest/init \
   tests/xen/initramfs \
   tests/xen/lab \
+  tests/xen/matrix \
   tests/xen/run \
   tests/xen/vm.py

@@ -86,6 +86,7 @@ class Machine:
             stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
         self._buffer = b""
         self._seq = 0
+        self.versions = ""  # of Xen and dom0's kernel, for whoever finds out
         try:
             self._channel, _ = listener.accept()
             listener.close()

@@ -12,6 +12,7 @@ guest_create g1 "$(drv_disk xvda qcow2:/images/a.qcow2)" || fail "xl create: $(c
 node=$(back_path g1 xvda)
 expect "the disk's backend" "${node%/vbd*}" "/local/domain/$(domid drv)/backend"
 expect "instances in the driver domain" "$(in_drv instance_count)" 1
+echo 'format: qcow2' # its instance is in drv's log
 expect "instances in dom0, of the driver domain's own disks" "$(instance_count)" 2
 sum=$(guest_must g1 'head -c 9000000 /dev/urandom >/f && dd if=/f of=/dev/xvda bs=64k conv=fsync 2>/dev/null && sha256sum </f')
 expect "what the guest reads again" \

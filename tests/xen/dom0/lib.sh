@@ -9,7 +9,7 @@ state=/run/lab
 console=/var/log/xen/console
 vbdkitd_log=/var/log/vbdkitd.log
 
-# --- what the runner reads -------------------------------------------------------------------------------------------
+# --- what the runner reads: these, "kind: pv" for each guest, "format: raw" of disks that dom0's vbdkitd does not see -----
 
 saw() { echo "saw: $*"; }
 fail() { # on stderr, so that a case may discard or capture what a helper prints
@@ -232,6 +232,7 @@ END
       pygrub) printf 'bootloader = "pygrub"\nbootloader_args = [ "-q" ]\n' ;;
     esac
   } >"$state/$name.cfg"
+  echo "kind: $type"
   mark_console "$name"
   xl create "$state/$name.cfg" >"$state/$name.xl" 2>&1 || return
   guest_ready "$name"
@@ -296,7 +297,9 @@ driver_domain() {
 }
 
 shared_guest() { # a diskless guest that cases attach their disks to; started once for many of them
-  if ! guest_alive shared; then
+  if guest_alive shared; then
+    echo "kind: pv"
+  else
     guest_create shared --fio --vcpus 2 || fail "xl create: $(cat $state/shared.xl)"
   fi
 }
@@ -314,7 +317,13 @@ attach_disk() { # attach_disk GUEST VDEV DISK: the same with a whole disk spec
     [ -b /dev/$2 ] && exit 0; sleep 0.1; done; exit 1"
 }
 detach() { # detach GUEST VDEV [-f]
-  xl block-detach "$1" "$2" "${@:3}" || fail "xl block-detach $2: status $?"
+  local back front states
+  ! xl block-detach "$1" "$2" "${@:3}" || return 0
+  # libxl waits 10 s. Was somebody slow, or does it hang, and who?
+  back=$(back_path "$1" "$2") front=$(front_path "$1" "$2")
+  states="backend $(xenstore-read "$back/state"), frontend $(xenstore-read "$front/state")"
+  ! until_true 60 eval '[ "$(xenstore-read "$back/state")" = 6 ]' || states+="; the backend closed a while later"
+  fail "xl block-detach $2 failed: $states"
 }
 
 # Sets $xentop_line to what xentop prints of the first guest disk xvda. libxenstat hardly waits for the answer of who has the
