@@ -68,13 +68,16 @@ std::optional<Step> step_for_file(const std::string& path) {
     if (format == nullptr) return std::nullopt;
     return Step{Step::What::kFinish, image, format->name, {}, "its coalesce was interrupted"};
   }
-  for (const std::string_view suffix : drivers::kUnfinished)
-    if (path.ends_with(suffix))
-      return Step{Step::What::kRemove,
-                  path,
-                  {},
-                  path.substr(0, path.size() - suffix.size()),
-                  "left by a command that was interrupted"};
+  for (const std::string_view suffix : drivers::kUnfinished) {
+    if (!path.ends_with(suffix)) continue;
+    // A leaf that was merged is nobody's but its own.
+    const size_t own = suffix == drivers::kMerged ? 0 : suffix.size();
+    return Step{Step::What::kRemove,
+                path,
+                {},
+                path.substr(0, path.size() - own),
+                "left by a command that was interrupted"};
+  }
   return std::nullopt;
 }
 

@@ -199,8 +199,12 @@ void CommitJob::flushed(int error) {
 Result<void> CommitJob::take_name() {
   VBDKIT_TRY(drivers::give_owner(parent_.path, leaf_.path));
   VBDKIT_ASSIGN(directory_, Fd::open(drivers::directory_of(leaf_.path), O_RDONLY | O_DIRECTORY));
-  if (::link(leaf_.path.c_str(), second_name().c_str()) != 0)
-    return Error::from_errno(errno, "link " + leaf_.path + " to " + second_name());
+  const std::string second = second_name();
+  int linked = ::link(leaf_.path.c_str(), second.c_str());
+  // Left by one that was killed.
+  if (linked != 0 && errno == EEXIST && ::unlink(second.c_str()) == 0)
+    linked = ::link(leaf_.path.c_str(), second.c_str());
+  if (linked != 0) return Error::from_errno(errno, "link " + leaf_.path + " to " + second);
   if (::rename(parent_.path.c_str(), leaf_.path.c_str()) != 0) {
     Error failed = Error::from_errno(errno, "rename " + parent_.path + " to " + leaf_.path);
     ::unlink(second_name().c_str());

@@ -14,10 +14,11 @@
 // read there still. The last flush before the names change covers both files; from then on every
 // flush does, so either file, found under the leaf's name, has all that was flushed.
 //
-// Names: the leaf gets a second one (LEAF.merged), rename(2) gives the parent the leaf's, and when
-// the disk runs on the parent the second name goes. Killed before the rename, the next start finds
-// the leaf with a parent that it covers; after it, the parent. Nothing has to be mended; what may
-// be left is LEAF.merged, which nobody needs.
+// Names: the leaf gets a second one (LEAF.vbdkit-merged), rename(2) gives the parent the leaf's,
+// and when the disk runs on the parent the second name goes. Killed before the rename, the next
+// start finds the leaf with a parent that it covers; after it, the parent. Nothing has to be
+// mended; what may be left is the second name, which nobody needs: the next merge or `vbdkit gc`
+// removes it.
 #pragma once
 
 #include <optional>
@@ -26,6 +27,7 @@
 
 #include "backend/jobs/block_job.h"
 #include "drivers/chain/open_chain.h"
+#include "drivers/image_forest.h"
 #include "drivers/registry.h"
 
 namespace vbdkit::jobs {
@@ -62,7 +64,7 @@ class CommitJob final : public BlockJob {
   void name_taken(int error);
   void remove_second_name();
   void give_name_back();
-  std::string second_name() const { return leaf_.path + ".merged"; }
+  std::string second_name() const { return leaf_.path + std::string(drivers::kMerged); }
   Result<drivers::ChainNode*> chain() const;
 
   const drivers::NodeSpec leaf_;

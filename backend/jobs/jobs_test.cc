@@ -93,7 +93,7 @@ TEST_P(CommitJobTest, ALeafUnderLoadBecomesItsParentAndKeepsItsName) {
   EXPECT_TRUE(completed.member("error").is_null()) << completed.dump();
   EXPECT_EQ(format() + ":" + path(file("leaf")), graph_spec());
   EXPECT_FALSE(std::filesystem::exists(path(file("middle"))));
-  EXPECT_FALSE(std::filesystem::exists(path(file("leaf") + ".merged")));
+  EXPECT_FALSE(std::filesystem::exists(path(file("leaf") + ".vbdkit-merged")));
   let_guest_write(300);
   stop_guest();
   const std::vector<uint8_t> model = guest_->model();
@@ -103,6 +103,29 @@ TEST_P(CommitJobTest, ALeafUnderLoadBecomesItsParentAndKeepsItsName) {
   EXPECT_TRUE(chain_content(file("leaf")) == model);
   const auto facts = drivers::inspect_chain(path(file("leaf")), format());
   EXPECT_EQ(2u, facts.paths.size());
+}
+
+TEST_P(CommitJobTest, WhatAKilledOneLeftIsNoObstacle) {
+  for (const bool before_the_rename : {true, false}) {
+    make_chain();
+    const std::string left = path(file("leaf")) + ".vbdkit-merged";
+    if (before_the_rename)
+      std::filesystem::create_hard_link(path(file("leaf")), left);
+    else
+      std::filesystem::copy_file(path(file("leaf")), left);
+    open(format() + ":" + path(file("leaf")));
+    const std::vector<uint8_t> all = read_all();
+    command("block-commit", commit());
+    event("BLOCK_JOB_READY");
+    command("block-job-complete", R"({"device":"c"})");
+    const auto completed = event("BLOCK_JOB_COMPLETED");
+    EXPECT_TRUE(completed.member("error").is_null()) << completed.dump();
+    EXPECT_FALSE(std::filesystem::exists(left));
+    close();
+    EXPECT_TRUE(chain_content(file("leaf")) == all);
+    EXPECT_FALSE(std::filesystem::exists(path(file("middle"))));
+    for (const char* name : {"leaf", "base"}) std::filesystem::remove(path(file(name)));
+  }
 }
 
 TEST_P(CommitJobTest, AfterASnapshotOnlyWhatTheNewLeafHoldsIsMerged) {

@@ -32,7 +32,8 @@ verify() {
 }
 
 # None, or the call and the file at which the instance is killed.
-for point in none "link leaf.qcow2.merged" "rename middle.qcow2" "unlink leaf.qcow2.merged"; do
+second=leaf.qcow2.vbdkit-merged
+for point in none "link $second" "rename middle.qcow2" "unlink $second"; do
   dir=$scratch/${point// /-}
   mkdir -p "$dir/run"
   mkfifo "$dir/commands"
@@ -57,11 +58,13 @@ for point in none "link leaf.qcow2.merged" "rename middle.qcow2" "unlink leaf.qc
     eventually grep -q BLOCK_JOB_COMPLETED "$dir/events"
     ! grep -q '"error"' "$dir/events" || fail "$(cat "$dir/events")"
     [ ! -e "$dir/middle.qcow2" ] || fail "the parent has its name still"
-    [ ! -e "$dir/leaf.qcow2.merged" ] || fail "the merged leaf is there still"
+    [ ! -e "$dir/$second" ] || fail "the merged leaf is there still"
     stop "$backend"
   else
     wait "$client" || true
     wait "$backend" 2>/dev/null && fail "$point: the instance lives"
+    "$VBDKIT" gc "$dir" >"$dir/out"
+    [ ! -e "$dir/$second" ] || fail "$point: $second is left: $(cat "$dir/out")"
   fi
   verify "$point"
   ok "killed at: $point; all that was flushed is there"
