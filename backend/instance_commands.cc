@@ -60,7 +60,8 @@ void Instance::add_commands() {
                 [this](const Json&, Reply reply) { query_named_block_nodes(std::move(reply)); });
   jobs_ = std::make_unique<jobs::JobTable>(jobs::JobContext{
       reactor_, log_, *graph_,
-      [this](std::string_view name, std::string_view data) { job_event(name, data); }});
+      [this](std::string_view name, std::string_view data) { job_event(name, data); },
+      [this] { return options_.claims ? options_.claims->may_write() : Result<void>(); }});
   jobs_->add_commands(commands_);
   jobs::add_start_commands(commands_, *jobs_);
   commands_.add("quit", {}, [this](const Json&, Reply reply) {

@@ -259,22 +259,6 @@ void LiveCommands::relink(const Json& arguments, Reply reply) {
       true, std::move(reply));
 }
 
-namespace {
-
-// One image a turn of the loop, so that guests' requests get their turns in between.
-void step_through(io::Reactor& reactor,
-                  std::shared_ptr<std::unique_ptr<drivers::ChainRefresh>> refresh,
-                  LiveGraph::Done ready) {
-  const auto more = (*refresh)->step();
-  if (!more) return ready(more.error());
-  if (!*more) return ready({});
-  reactor.post([&reactor, refresh = std::move(refresh), ready = std::move(ready)] {
-    step_through(reactor, refresh, ready);
-  });
-}
-
-}  // namespace
-
 void LiveCommands::change_parents(std::shared_ptr<std::unique_ptr<drivers::ChainRefresh>> refresh,
                                   MakeRefresh make, bool flush, Reply reply) {
   if (const auto free = graph_.unreserved(); !free) return reply.error(free.error());
@@ -286,7 +270,7 @@ void LiveCommands::change_parents(std::shared_ptr<std::unique_ptr<drivers::Chain
     if (!made) return ready(made.error());
     *refresh = std::move(made).value();
     if (*refresh == nullptr) return ready({});
-    step_through(reactor_, refresh, std::move(ready));
+    LiveGraph::take_steps(reactor_, refresh, std::move(ready));
   };
   change.apply = [refresh](drivers::NodePtr& top) -> Result<void> {
     if (*refresh != nullptr) VBDKIT_TRY((*refresh)->apply());

@@ -172,6 +172,15 @@ void LiveGraph::remove_filter(drivers::Node& filter, Done done) {
       std::move(done));
 }
 
+void LiveGraph::take_steps(io::Reactor& reactor, Refresh refresh, Done ready) {
+  const auto more = (*refresh)->step();
+  if (!more) return ready(more.error());
+  if (!*more) return ready({});
+  reactor.post([&reactor, refresh = std::move(refresh), ready = std::move(ready)] {
+    take_steps(reactor, refresh, ready);
+  });
+}
+
 void LiveGraph::close(std::function<void()> closed) {
   closed_ = true;
   if (changes_.empty())

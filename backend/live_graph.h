@@ -21,6 +21,7 @@
 #include "backend/scheduler.h"
 #include "base/result.h"
 #include "drivers/chain/chain_node.h"
+#include "drivers/chain/live_chain.h"
 #include "drivers/node.h"
 #include "io/reactor.h"
 
@@ -83,6 +84,11 @@ class LiveGraph {
   Result<void> unreserved() const;
 
   bool changing() const { return !changes_.empty(); }
+  // For `prepare`: takes all steps of a refresh, one image a turn of the loop, so that guests'
+  // requests get their turns in between.
+  using Refresh = std::shared_ptr<std::unique_ptr<drivers::ChainRefresh>>;
+  static void take_steps(io::Reactor& reactor, Refresh refresh, Done ready);
+
   // Refuses further changes; `closed` runs, from the loop, when those that were asked for are over.
   void close(std::function<void()> closed);
 

@@ -98,6 +98,9 @@ struct ImageFormat {
   // one, or an image that does not open until all are done again.
   Result<std::vector<FilePatch>> (*plan_parent)(const std::string& path, const std::string& parent,
                                                 const std::string& parent_format);
+  // Likewise, that make one stand alone, of whose parent nothing shows through; after each of them
+  // the image opens, with its parent or without.
+  Result<std::vector<FilePatch>> (*plan_alone)(const std::string& path);
 };
 
 std::span<const ImageFormat> image_formats();

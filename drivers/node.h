@@ -39,6 +39,9 @@ inline constexpr uint8_t kFua = 1;       // durable on completion
 inline constexpr uint8_t kMayUnmap = 2;  // kWriteZeroes: the range may be deallocated
 // kRead: much, and nobody waits for just this; a hint that another processor may do the copying.
 inline constexpr uint8_t kBulk = 4;
+// kWriteZeroes, of an image: in its file, where that has room for the range; the image's metadata
+// say as before that it does not hold it.
+inline constexpr uint8_t kInPlace = 8;
 
 struct Request {
   Op op = Op::kRead;
@@ -63,12 +66,14 @@ struct Extent {
   bool allocated = false;  // storage is assigned in this node or a parent
   bool zero = false;       // reads as zeroes
   bool own = false;        // of a chain: the leaf itself holds it, as data or as zeroes
+  bool near = false;       // of a chain: one of the first StatusRequest::near_images holds it
 };
 
 struct StatusRequest {
   uint64_t offset = 0;  // bytes
   uint64_t length = 0;  // bytes; inside info().size
   size_t max_extents = 1;
+  size_t near_images = 0;       // of a chain, from the leaf on: what Extent::near tells of
   std::vector<Extent> extents;  // filled by the node; covers at least one byte, from offset on
   std::function<void(int error)> done;
 };

@@ -62,7 +62,7 @@ Result<ImageFacts> inspect(const std::string& path) {
 }  // namespace
 
 ImageFormat raw_image_format() {
-  return {"raw", ".raw .img", {}, kOptions, create, inspect, nullptr, nullptr};
+  return {"raw", ".raw .img", {}, kOptions, create, inspect, nullptr, nullptr, nullptr};
 }
 
 }  // namespace vbdkit::drivers

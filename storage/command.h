@@ -56,6 +56,7 @@ int resume(const std::vector<std::string>& args, const Logger& log);
 int serve(const std::vector<std::string>& args, const Logger& log);
 int snapshot(const std::vector<std::string>& args, const Logger& log);
 int stats(const std::vector<std::string>& args, const Logger& log);
+int stream(const std::vector<std::string>& args, const Logger& log);
 int throttle(const std::vector<std::string>& args, const Logger& log);
 int top(const std::vector<std::string>& args, const Logger& log);
 int tree(const std::vector<std::string>& args, const Logger& log);

@@ -3,15 +3,13 @@
 // vbdkit jobs: what runs beside the guests (QMP query-block-jobs), waiting for it, and steering it.
 #include <algorithm>
 #include <cstdio>
-#include <map>
 
-#include "backend/control/qmp_client.h"
 #include "drivers/options.h"
 #include "storage/arguments.h"
 #include "storage/command.h"
 #include "storage/instance_argument.h"
 #include "storage/instances.h"
-#include "storage/progress.h"
+#include "storage/job_wait.h"
 #include "storage/table.h"
 
 namespace vbdkit::storage {
@@ -19,33 +17,6 @@ namespace vbdkit::storage {
 namespace {
 
 using control::JsonWriter;
-
-struct Job {
-  std::string id;
-  std::string type;
-  std::string status;
-  uint64_t done = 0;  // bytes
-  uint64_t total = 0;
-  uint64_t speed = 0;  // bytes per second; 0: as fast as it can
-  bool ready = false;  // waits for the word to end
-};
-
-std::vector<Job> jobs_of(const control::Json& answer) {
-  std::vector<Job> jobs;
-  for (size_t i = 0; i < answer.size(); ++i) {
-    const control::Json job = answer.at(i);
-    const auto text = [&](const char* key) { return job.member(key).string().value_or(""); };
-    const auto number = [&](const char* key) { return job.member(key).number().value_or(0); };
-    jobs.push_back({.id = text("device"),
-                    .type = text("type"),
-                    .status = text("status"),
-                    .done = number("offset"),
-                    .total = number("len"),
-                    .speed = number("speed"),
-                    .ready = job.member("ready").boolean().value_or(false)});
-  }
-  return jobs;
-}
 
 Result<int> show(const std::vector<InstanceRecord>& instances, bool json) {
   using enum Table::Align;
@@ -63,7 +34,7 @@ Result<int> show(const std::vector<InstanceRecord>& instances, bool json) {
     // Of many, one that hangs or is older hides nobody else's.
     if (!answer && instances.size() == 1) return std::move(answer).error();
     if (!answer) continue;
-    for (const Job& job : jobs_of(*answer)) {
+    for (const RunningJob& job : running_jobs(*answer)) {
       table.add({instance.uuid.substr(0, 8), job.id, job.type, job.status, human_size(job.done),
                  human_size(job.total), job.speed == 0 ? "none" : human_size(job.speed)});
       all.push_back({{"instance", instance.uuid},
@@ -82,60 +53,6 @@ Result<int> show(const std::vector<InstanceRecord>& instances, bool json) {
     std::fputs(table.text().c_str(), stdout);
   return kExitOk;
 }
-
-// Until each of the jobs has ended, or waits for the word to end.
-class Wait {
- public:
-  Wait(control::QmpClient client, const InstanceRecord& instance)
-      : client_(std::move(client)), progress_(title_of(instance)) {}
-
-  Result<void> run(const std::string& id) {
-    constexpr std::chrono::milliseconds kGlance{500};
-    VBDKIT_TRY(look());
-    if (!id.empty() && !jobs_.contains(id))
-      return Error(ErrorKind::kNotFound, "no job " + id + " runs there");
-    while (std::any_of(jobs_.begin(), jobs_.end(), [&](const auto& entry) {
-      return !entry.second.ready && (id.empty() || entry.first == id);
-    })) {
-      const auto event = client_.event(kGlance);
-      if (event) {
-        VBDKIT_TRY(hear(*event));
-      } else if (event.error().kind() != ErrorKind::kTimedOut) {
-        return event.error();
-      }
-      VBDKIT_TRY(look());
-    }
-    return {};
-  }
-
- private:
-  Result<void> look() {
-    VBDKIT_ASSIGN(const auto answer, client_.execute("query-block-jobs"));
-    jobs_.clear();
-    uint64_t done = 0, total = 0;
-    for (Job& job : jobs_of(answer)) {
-      done += job.done;
-      total += job.total;
-      jobs_.emplace(job.id, std::move(job));
-    }
-    progress_.show(done, std::max<uint64_t>(total, 1));
-    return {};
-  }
-
-  Result<void> hear(const control::Json& event) {
-    if (event.member("event").string() != "BLOCK_JOB_COMPLETED") return {};
-    const auto data = event.member("data");
-    const auto error = data.member("error").string();
-    if (!error) return {};
-    progress_.clear();
-    return Error(ErrorKind::kIo,
-                 "job " + data.member("device").string().value_or("") + ": " + *error);
-  }
-
-  control::QmpClient client_;
-  Progress progress_;
-  std::map<std::string, Job> jobs_;
-};
 
 struct Word {
   const char* option;
@@ -180,9 +97,8 @@ Result<int> run(const po::variables_map& vm, const Logger& log) {
     instances.push_back(std::move(named));
     VBDKIT_ASSIGN(const bool steered, steer(vm, instances.front()));
     if (vm.count("wait") != 0) {
-      VBDKIT_ASSIGN(auto client, control::QmpClient::connect(instances.front().qmp_socket()));
-      VBDKIT_TRY(Wait(std::move(client), instances.front())
-                     .run(vm.count("job") != 0 ? text_of(vm, "job") : ""));
+      VBDKIT_ASSIGN(JobWait wait, JobWait::connect(instances.front()));
+      VBDKIT_TRY(wait.run(vm.count("job") != 0 ? text_of(vm, "job") : ""));
       return kExitOk;
     }
     if (steered) return kExitOk;

@@ -43,13 +43,15 @@ vbdkit_SOURCES = \
   storage/instances.h \
   storage/job_runner.cc \
   storage/job_runner.h \
-  storage/offline_claims.cc \
-  storage/offline_claims.h \
+  storage/job_wait.cc \
+  storage/job_wait.h \
   storage/jobs.cc \
   storage/list.cc \
   storage/list_drivers.cc \
   storage/main.cc \
   storage/map.cc \
+  storage/offline_claims.cc \
+  storage/offline_claims.h \
   storage/priority.cc \
   storage/priority.h \
   storage/progress.cc \
@@ -67,6 +69,7 @@ vbdkit_SOURCES = \
   storage/stats.cc \
   storage/stats.h \
   storage/steer.cc \
+  storage/stream.cc \
   storage/table.cc \
   storage/table.h \
   storage/terminal.cc \
@@ -78,6 +81,7 @@ vbdkit_SOURCES = \
 vbdkit_LDADD = \
   libimageclaims.la \
   libregistry.la \
+  libjobs.la \
   libxenhandles.la \
   libnbdserver.la \
   libscheduler.la \

@@ -39,6 +39,7 @@ constexpr Command kCommands[] = {
     {"serve", "export a disk over NBD, without Xen", serve, LogLevel::kInfo},
     {"snapshot", "keep an image's present content under another name", snapshot},
     {"stats", "show what running instances have done", stats},
+    {"stream", "pull what an image holds only in its parents into it", stream},
     {"throttle", "show or set a running disk's limits", throttle},
     {"top", "show what running instances are doing", top},
     {"tree", "draw which images stand on which, in a directory or in use", tree},

@@ -96,15 +96,14 @@ void BackupJob::finish(Done done) {
 void BackupJob::flushed(int error) {
   const Done done = std::exchange(flush_.then, nullptr);
   if (error != 0) return done(Error::from_errno(error, "flush " + target_.node->spec()));
-  take_out(
-      [this](NodePtr& top) -> Result<void> {
-        if (filter()->failure()) return *filter()->failure();
-        if (!options_.clear_bitmap) return {};
-        DirtyBitmap* const bitmap = drivers::find_dirty_bitmap(*top, options_.bitmap);
-        return bitmap == nullptr ? no_bitmap(options_.bitmap)
-                                 : bitmap->keep_only(marked_ranges(filter()->changed()));
-      },
-      done);
+  const auto last = [this](NodePtr& top) -> Result<void> {
+    if (filter()->failure()) return *filter()->failure();
+    if (!options_.clear_bitmap) return {};
+    DirtyBitmap* const bitmap = drivers::find_dirty_bitmap(*top, options_.bitmap);
+    return bitmap == nullptr ? no_bitmap(options_.bitmap)
+                             : bitmap->keep_only(marked_ranges(filter()->changed()));
+  };
+  take_out({.apply = last}, done);
 }
 
 }  // namespace vbdkit::jobs

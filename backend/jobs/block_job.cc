@@ -185,21 +185,21 @@ void BlockJob::finish_now() {
   });
 }
 
-void BlockJob::take_out(Last last, Done done) {
-  context_.graph.change(
-      [this, last = std::move(last)](NodePtr& top) -> Result<void> {
-        if (last) VBDKIT_TRY(last(top));
-        const bool refresh = filter_->refresh_wanted();
-        const NodePtr filter = remove_node(top, *filter_);
-        filter_ = nullptr;
-        if (!refresh) return {};
-        if (const auto looked = top->refresh_size(); !looked)
-          context_.log.warning("%s", looked.error().message().c_str());
-        return {};
-      },
-      [self = self_, done = std::move(done)](Result<void> result) {
-        if (*self != nullptr) done(std::move(result));
-      });
+void BlockJob::take_out(LiveGraph::Change change, Done done) {
+  change.apply = [this, last = std::move(change.apply)](NodePtr& top) -> Result<void> {
+    if (last) VBDKIT_TRY(last(top));
+    const bool refresh = filter_->refresh_wanted();
+    const NodePtr filter = remove_node(top, *filter_);
+    filter_ = nullptr;
+    if (!refresh) return {};
+    if (const auto looked = top->refresh_size(); !looked)
+      context_.log.warning("%s", looked.error().message().c_str());
+    return {};
+  };
+  change.done = [self = self_, done = std::move(done)](Result<void> result) {
+    if (*self != nullptr) done(std::move(result));
+  };
+  context_.graph.change(std::move(change));
 }
 
 void BlockJob::replace(NodePtr& target, Last last, Done done) {

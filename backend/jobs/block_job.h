@@ -47,6 +47,8 @@ struct JobContext {
   const Logger& log;
   LiveGraph& graph;
   std::function<void(std::string_view name, std::string_view data)> event;
+  // Asked before something is written that does not pass the reactor; none: always.
+  std::function<Result<void>()> may_write = {};
 };
 
 struct JobSettings {
@@ -82,6 +84,10 @@ class BlockJob {
   bool ready() const { return phase_ == Phase::kReady; }
   bool concluded() const { return phase_ == Phase::kConcluded; }
   const std::optional<Error>& error() const { return error_; }
+  bool cancelled() const { return cancelled_; }
+  // Bytes that are settled, and with those that are to come.
+  uint64_t offset() const;
+  uint64_t length() const;
   void write_info(control::JsonWriter& w) const;        // QEMU's JobInfo
   void write_block_info(control::JsonWriter& w) const;  // QEMU's BlockJobInfo
 
@@ -105,8 +111,8 @@ class BlockJob {
   // Does `last`, and puts the job's own `target` in the place of the filter and all beneath it,
   // after a flush of both. What was there is destroyed when the disk runs again.
   void replace(drivers::NodePtr& target, Last last, Done done);
-  // Does `last` and takes the filter out.
-  void take_out(Last last, Done done);
+  // Makes this change, if any, and takes the filter out in the same; `done` in the change's place.
+  void take_out(LiveGraph::Change change, Done done);
   // What attach() does, for one that does more in the same change.
   void put_above_image(drivers::NodePtr& top);
 
@@ -128,8 +134,6 @@ class BlockJob {
   void conclude();
   void set_running_status();
   std::string event_data() const;
-  uint64_t offset() const;
-  uint64_t length() const;
 
   const JobContext context_;
   JobSettings settings_;

@@ -14,12 +14,14 @@ libjobs_la_SOURCES = \
   backend/jobs/mirror_job.cc \
   backend/jobs/mirror_job.h \
   backend/jobs/start_commands.cc \
-  backend/jobs/start_commands.h
+  backend/jobs/start_commands.h \
+  backend/jobs/stream_job.cc \
+  backend/jobs/stream_job.h
 libjobs_la_LIBADD = liblivegraph.la libcontrol.la libdrivers.la
 
 if HAVE_GTEST
-check_PROGRAMS += backend/jobs/jobs_test backend/jobs/mirror_filter_test
-TESTS += backend/jobs/jobs_test backend/jobs/mirror_filter_test
+check_PROGRAMS += backend/jobs/jobs_test backend/jobs/mirror_filter_test backend/jobs/stream_job_test
+TESTS += backend/jobs/jobs_test backend/jobs/mirror_filter_test backend/jobs/stream_job_test
 backend_jobs_jobs_test_SOURCES = \
   backend/jobs/job_test_base.h \
   backend/jobs/jobs_test.cc
@@ -30,4 +32,9 @@ backend_jobs_mirror_filter_test_SOURCES = \
   backend/manual_reactor.h
 backend_jobs_mirror_filter_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 backend_jobs_mirror_filter_test_LDADD = libdrivers.la libscheduler.la $(GTEST_LIBS)
+backend_jobs_stream_job_test_SOURCES = \
+  backend/jobs/job_test_base.h \
+  backend/jobs/stream_job_test.cc
+backend_jobs_stream_job_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+backend_jobs_stream_job_test_LDADD = libjobs.la $(GTEST_LIBS)
 endif

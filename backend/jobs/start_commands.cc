@@ -4,12 +4,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <initializer_list>
 #include <utility>
 
 #include "backend/jobs/backup_job.h"
 #include "backend/jobs/commit_job.h"
 #include "backend/jobs/mirror_job.h"
+#include "backend/jobs/stream_job.h"
 #include "drivers/dirty_bitmap.h"
 #include "drivers/image_format.h"
 #include "drivers/registry.h"
@@ -184,6 +186,22 @@ Result<void> start_commit(JobTable& jobs, const Json& given) {
   return {};
 }
 
+Result<void> start_stream(JobTable& jobs, const Json& given) {
+  VBDKIT_ASSIGN(JobSettings settings, settings_of(given, jobs));
+  VBDKIT_TRY(only(given, "on-error", "report"));
+  if (!given.member("base-node").is_null())
+    return Error(ErrorKind::kUnsupported,
+                 "Parameter 'base-node': parents have no node names here; 'base' takes a path");
+  const std::string base = given.member("base").string().value_or("");
+  const auto recorded = given.member("backing-file").string();
+  std::error_code ignored;
+  if (recorded && (base.empty() || !std::filesystem::equivalent(*recorded, base, ignored)))
+    return Error(ErrorKind::kUnsupported, "Parameter 'backing-file' can only be the base");
+  VBDKIT_ASSIGN(auto job, StreamJob::create(jobs.context(), std::move(settings), base));
+  jobs.start(std::move(job));
+  return {};
+}
+
 void clear_bitmap(JobTable& jobs, const Json& given, Reply reply) {
   const auto name = required(given, "name");
   if (!name) return reply.error(name.error());
@@ -230,6 +248,10 @@ void add_start_commands(control::CommandTable& commands, JobTable& jobs) {
       {"job-id", "device", "base", "top", "speed", "on-error", "filter-node-name", "auto-finalize",
        "auto-dismiss"},
       [&jobs](const Json& given) { return start_commit(jobs, given); });
+  add("block-stream",
+      {"job-id", "device", "base", "base-node", "backing-file", "speed", "on-error",
+       "filter-node-name", "auto-finalize", "auto-dismiss"},
+      [&jobs](const Json& given) { return start_stream(jobs, given); });
   commands.add(
       "block-dirty-bitmap-clear", {"node", "name"},
       [&jobs](const Json& given, Reply reply) { clear_bitmap(jobs, given, std::move(reply)); });

@@ -430,8 +430,12 @@ bool ChainNode::advance_status(Operation& op) {
   extent.zero = run.source.kind() == Segment::Kind::kZero;
   extent.allocated = run.source.layer() != kNoLayer;
   extent.own = run.source.layer() == leaf_id_;
+  const auto near = chain_.ids.begin() +
+                    static_cast<ptrdiff_t>(std::min(op.status->near_images, chain_.ids.size()));
+  extent.near = std::find(chain_.ids.begin(), near, run.source.layer()) != near;
   if (!extents.empty() && extents.back().zero == extent.zero &&
-      extents.back().allocated == extent.allocated && extents.back().own == extent.own) {
+      extents.back().allocated == extent.allocated && extents.back().own == extent.own &&
+      extents.back().near == extent.near) {
     extents.back().length += extent.length;
   } else {
     if (extents.size() >= std::max<size_t>(op.status->max_extents, 1)) return false;

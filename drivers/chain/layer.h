@@ -86,6 +86,9 @@ struct LayerInfo {
   // Of discard(): bytes; 0: it answers EOPNOTSUPP always.
   uint32_t discard_granularity = 0;
   bool can_write_zeroes = false;  // natively, without writing each byte
+  // Room for a whole unit is taken when a part of it is written; the rest is not the layer's, but
+  // others may read it as if it were, once the image has no parent. kInPlace reaches it.
+  bool gaps = false;
 };
 
 // Where the parent is, as the image itself records it; resolved against the image's own directory.
@@ -129,7 +132,7 @@ class Layer {
   // opened on the file then sees it all. The layer can go on, also where that fails. With no
   // request in flight.
   virtual Result<void> settle() { return {}; }
-  // The header has been made to name another parent, which reads the same: reads it again.
+  // The header has been made to name another parent, or none, and reads the same: reads it again.
   virtual Result<void> reload_parent() {
     return Error(ErrorKind::kUnsupported, "images of this format have no parents");
   }

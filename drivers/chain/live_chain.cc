@@ -109,6 +109,11 @@ ChainRefresh::ChainRefresh(ChainNode& node, const OpenContext& context, ParentRe
   parent_ = std::move(parent);
 }
 
+ChainRefresh::ChainRefresh(ChainNode& node, const OpenContext& context, NoParent)
+    : ChainRefresh(node, context) {
+  alone_ = true;
+}
+
 Result<bool> ChainRefresh::step() {
   auto more = add_next();
   if (!more) return steps_.failed(std::move(more).error());
@@ -123,6 +128,7 @@ Result<bool> ChainRefresh::add_next() {
         add(present.paths.front(), present.leaf().info().format, !node_.options().read_only));
     return true;
   }
+  if (alone_) return false;
   const bool relinked = parent_ && next_.layers.size() == 1;
   const ParentReference* const reference = relinked ? &*parent_ : last().parent();
   if (reference == nullptr) return false;
@@ -172,18 +178,24 @@ const Layer& ChainRefresh::last() const {
 }
 
 Result<void> ChainRefresh::relink() {
+  Layer& leaf = node_.chain().leaf();
+  if (alone_ && leaf.parent() == nullptr) return {};
   const std::string& path = node_.chain().paths.front();
-  const ImageFormat* const format = find_image_format(node_.chain().leaf().info().format);
+  const ImageFormat* const format = find_image_format(leaf.info().format);
   if (format == nullptr || format->plan_parent == nullptr)
     return Error(ErrorKind::kUnsupported, path + ": images of this format have no parents");
-  VBDKIT_ASSIGN(const auto patches, format->plan_parent(path, parent_->path, parent_->format));
+  // The plan is made from what the file says.
+  VBDKIT_TRY(leaf.settle());
+  VBDKIT_ASSIGN(const auto patches,
+                alone_ ? format->plan_alone(path)
+                       : format->plan_parent(path, parent_->path, parent_->format));
   VBDKIT_ASSIGN(ImageFile file, ImageFile::open(path, ImageFile::Mode::kWrite));
   VBDKIT_TRY(apply_patches(file, patches));
-  return node_.chain().leaf().reload_parent();
+  return leaf.reload_parent();
 }
 
 Result<void> ChainRefresh::apply() {
-  if (parent_) VBDKIT_TRY(relink());
+  if (parent_ || alone_) VBDKIT_TRY(relink());
   if (opened_ == 0 && next_.ids == node_.chain().ids) return {};
   node_.exchange(std::move(next_), node_.options());
   return {};

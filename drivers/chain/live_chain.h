@@ -37,6 +37,9 @@ class ChainRefresh {
   ChainRefresh(ChainNode& node, const OpenContext& context);
   // Likewise, and the leaf, which is open for writing, is put on another parent.
   ChainRefresh(ChainNode& node, const OpenContext& context, ParentReference parent);
+  // Likewise, and the leaf, of whose parent nothing shows through, stands alone.
+  struct NoParent {};
+  ChainRefresh(ChainNode& node, const OpenContext& context, NoParent);
 
   // While the disk is in use: goes on by one image; false where there is none left. Blocks for the
   // opening. The error tells all steps that led to it, as when a chain is opened.
@@ -57,6 +60,7 @@ class ChainRefresh {
   ChainSteps steps_;
   Chain next_;
   std::optional<ParentReference> parent_;
+  bool alone_ = false;
   size_t opened_ = 0;
 };
 

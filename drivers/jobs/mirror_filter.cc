@@ -341,11 +341,11 @@ bool MirrorFilter::step(Copy& copy) {
     }
     if (data)
       move(copy, length);
-    else if (kind == Kind::kZero)
-      write_zeroes(copy, length);
+    else if (kind != Kind::kNothing)
+      put_zeroes(copy, kind, length);
     else
       copy.cursor += length;
-    if (data || kind == Kind::kZero) return true;
+    if (data || kind != Kind::kNothing) return true;
   }
   return false;
 }
@@ -357,6 +357,7 @@ void MirrorFilter::look(Copy& copy) {
   status.offset = copy.cursor;
   status.length = std::min(info_.size.v - copy.cursor, copy.end - copy.cursor + kLookAhead);
   status.max_extents = kExtents;
+  status.near_images = options_.pulled_images;
   status.extents.clear();
   status.done = [this, &copy](int error) { looked(copy, error); };
   next().block_status(status);
@@ -374,19 +375,31 @@ void MirrorFilter::looked(Copy& copy, int error) {
   for (const Extent& extent : status.extents) {
     at += extent.length;
     if (at <= copy.end) continue;
-    if (kind_of(extent) != Kind::kNothing) break;
+    const Kind kind = kind_of(extent);
+    if (kind != Kind::kNothing && kind != Kind::kGap) break;
     quiet_end_ = at;
   }
   go_on(copy);
 }
 
 MirrorFilter::Kind MirrorFilter::kind_of(const Extent& extent) const {
-  // What parents are zero in reads the same without them.
-  if (options_.mode == Mode::kPullIn)
-    return extent.own || extent.zero ? Kind::kNothing : Kind::kData;
+  if (options_.mode == Mode::kPullIn) return kind_to_pull(extent);
   if (options_.own_only && !extent.own) return Kind::kNothing;
-  if (!extent.zero) return Kind::kData;
-  return target_zero_ ? Kind::kNothing : Kind::kZero;
+  return extent.zero ? kind_of_zeroes() : Kind::kData;
+}
+
+MirrorFilter::Kind MirrorFilter::kind_of_zeroes() const {
+  if (options_.mode != Mode::kPullIn) return target_zero_ ? Kind::kNothing : Kind::kZero;
+  // Zeroes of an image that goes may hide what one that stays holds there.
+  if (options_.pulled_images != MirrorOptions::kAllImages) return Kind::kZero;
+  // What parents are zero in reads the same without them.
+  return options_.gaps ? Kind::kGap : Kind::kNothing;
+}
+
+MirrorFilter::Kind MirrorFilter::kind_to_pull(const Extent& extent) const {
+  if (extent.own) return Kind::kNothing;
+  if (options_.pulled_images != MirrorOptions::kAllImages && !extent.near) return Kind::kNothing;
+  return extent.zero ? kind_of_zeroes() : Kind::kData;
 }
 
 void MirrorFilter::move(Copy& copy, uint64_t length) {
@@ -408,10 +421,11 @@ void MirrorFilter::move(Copy& copy, uint64_t length) {
       return;
     }
     if (all_zero(self.buffer.data(), self.length)) {
-      if (filter.target_zero_ || filter.options_.mode == Mode::kPullIn)
+      const Kind kind = filter.kind_of_zeroes();
+      if (kind == Kind::kNothing)
         filter.target_done(self, 0);
       else
-        filter.write_zeroes(self, self.length);
+        filter.put_zeroes(self, kind, self.length);
       return;
     }
     self.op = Op::kWrite;
@@ -424,10 +438,10 @@ void MirrorFilter::move(Copy& copy, uint64_t length) {
   next().submit(copy);
 }
 
-void MirrorFilter::write_zeroes(Copy& copy, uint64_t length) {
+void MirrorFilter::put_zeroes(Copy& copy, Kind kind, uint64_t length) {
   copy.moving = true;
   copy.op = Op::kWriteZeroes;
-  copy.flags = kMayUnmap;
+  copy.flags = kind == Kind::kGap ? kMayUnmap | kInPlace : kMayUnmap;
   copy.iov = nullptr;
   copy.iov_count = 0;
   copy.offset = copy.cursor;

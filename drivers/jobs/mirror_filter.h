@@ -11,8 +11,8 @@
 //                 still to come. The target reads as the disk does once nothing is marked.
 //   kBeforeWrite  a chunk is copied before the first change of it: the target reads as the disk did
 //                 when the filter was put there.
-//   kPullIn       the target is the disk itself: what it holds only in its parents is written into
-//                 it, and the guest's changes need nothing beside.
+//   kPullIn       the target is the disk itself: what it holds only in its parents, all or some of
+//                 them, is written into it, and the guest's changes need nothing beside.
 // A target that fails ends the mirroring and never a guest's request: the job finds failure(), and
 // from then on everything passes to the disk alone. Where the disk fails, the chunks are marked
 // again.
@@ -48,9 +48,15 @@ struct MirrorOptions {
   // A change goes to the target when the disk has it, not at the same time: where reads of the
   // disk reach the target.
   bool disk_first = false;
+  // kPullIn: what these images of the chain hold, from the leaf on; those behind them stay.
+  size_t pulled_images = kAllImages;
+  // kPullIn: LayerInfo::gaps of the image; they are zeroed where the disk is zero.
+  bool gaps = false;
   bool target_zero = false;        // it reads as zeroes where nothing was written yet
   uint64_t chunk = 64 * 1024;      // bytes, a power of two
   uint64_t transfer = 256 * 1024;  // bytes read and written at once, a multiple of the chunk
+
+  static constexpr size_t kAllImages = SIZE_MAX;
 };
 
 class MirrorFilter final : public Filter {
@@ -96,7 +102,7 @@ class MirrorFilter final : public Filter {
   struct Both;
   struct Leg;
   struct Copy;
-  enum class Kind { kData, kZero, kNothing };
+  enum class Kind { kData, kZero, kGap, kNothing };
   using Mode = MirrorOptions::Mode;
 
   void fail(int error, const char* what, uint64_t offset);
@@ -117,8 +123,10 @@ class MirrorFilter final : public Filter {
   void look(Copy& copy);
   void looked(Copy& copy, int error);
   Kind kind_of(const Extent& extent) const;
+  Kind kind_of_zeroes() const;
+  Kind kind_to_pull(const Extent& extent) const;
   void move(Copy& copy, uint64_t length);
-  void write_zeroes(Copy& copy, uint64_t length);
+  void put_zeroes(Copy& copy, Kind kind, uint64_t length);
   void target_done(Copy& copy, int error);
   void end_copy(Copy& copy, int error);
 

@@ -102,10 +102,17 @@ Result<std::vector<FilePatch>> plan_parent(const std::string& path, const std::s
   return plan;
 }
 
+Result<std::vector<FilePatch>> plan_alone(const std::string& path) {
+  auto plan = qcow2::plan_no_backing_file(path);
+  if (!plan) return std::move(plan).error().context("qcow2: " + path);
+  return plan;
+}
+
 }  // namespace
 
 ImageFormat qcow2_image_format() {
-  return {"qcow2", ".qcow2", {"QFI\xfb", 4}, kOptions, create, inspect, check, plan_parent};
+  return {"qcow2", ".qcow2", {"QFI\xfb", 4}, kOptions,  create,
+          inspect, check,    plan_parent,    plan_alone};
 }
 
 }  // namespace vbdkit::drivers

@@ -104,4 +104,24 @@ Result<std::vector<FilePatch>> plan_backing_file(const std::string& path, const 
   return patches;
 }
 
+Result<std::vector<FilePatch>> plan_no_backing_file(const std::string& path) {
+  VBDKIT_ASSIGN(const MetadataFile file, MetadataFile::open(path, ImageFile::Mode::kRead));
+  VBDKIT_ASSIGN(const Header header, file.read_header());
+  if (header.backing_file.empty()) return unsupported("it has no backing file to be left");
+  std::vector<std::byte> sector(kSectorSize);
+  const std::span<uint8_t> bytes(reinterpret_cast<uint8_t*>(sector.data()), sector.size());
+  VBDKIT_TRY(file.read(0, bytes));
+  store_be<uint64_t>(&bytes[kBackingOffsetField], 0);
+  store_be<uint32_t>(&bytes[kBackingLengthField], 0);
+  // What names its format closes up, where that is the same write; else it says nothing by itself.
+  const Places places = find_places(header);
+  if (places.format_at != 0 && places.end <= sector.size()) {
+    const auto at = sector.begin() + static_cast<ptrdiff_t>(places.format_at);
+    const auto gone = static_cast<ptrdiff_t>(kExtensionHead + places.format_room);
+    const auto end = sector.begin() + static_cast<ptrdiff_t>(places.end);
+    std::fill(std::move(at + gone, end, at), end, std::byte{0});
+  }
+  return std::vector<FilePatch>{{0, std::move(sector)}};
+}
+
 }  // namespace vbdkit::drivers::qcow2

@@ -24,5 +24,7 @@ Result<std::optional<ParentReference>> backing_reference(const std::string& path
 // write: a power cut leaves the old name or the new one.
 Result<std::vector<FilePatch>> plan_backing_file(const std::string& path, const std::string& name,
                                                  const std::string& format);
+// The one write that makes an image stand alone.
+Result<std::vector<FilePatch>> plan_no_backing_file(const std::string& path);
 
 }  // namespace vbdkit::drivers::qcow2

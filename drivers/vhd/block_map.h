@@ -64,6 +64,12 @@ class BlockMap {
   bool full(uint32_t block) const { return test_bit(full_.data(), block); }
   void set_full(uint32_t block);
 
+  // What they say of the parent has changed.
+  void reload(const Footer& footer, const DynamicHeader& header) {
+    metadata_.footer = footer;
+    metadata_.header = header;
+  }
+
   // Gives the block a place, growing the file where it must.
   Result<void> allocate(uint32_t block, Node& file);
 

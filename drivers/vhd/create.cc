@@ -341,6 +341,33 @@ Result<void> set_parent(const std::string& path, const std::string& parent, bool
   return apply_patches(file, patches);
 }
 
+Result<std::vector<FilePatch>> plan_alone(const std::string& path) {
+  VBDKIT_ASSIGN(const ImageFile file, ImageFile::open(path, ImageFile::Mode::kRead));
+  VBDKIT_ASSIGN(const Metadata metadata, read_metadata(file));
+  if (!metadata.differencing()) return invalid("vhd: " + path + ": has no parent to be left");
+  if (!metadata.tail_valid)
+    return Error(ErrorKind::kCorrupt, "vhd: " + path + ": has no valid footer at its end");
+  Footer footer = metadata.footer;
+  footer.type = DiskType::kDynamic;
+  const auto bytes = encode_footer(footer);
+  const std::vector<std::byte> encoded(bytes.begin(), bytes.end());
+  // The end first: it is the one that counts where the two differ.
+  std::vector<FilePatch> patches{
+      {align_down(metadata.file_size, kSectorSize) - kFooterSize, encoded}, {0, encoded}};
+  // The parent's name goes where that is one write: the header's checksum covers two sectors, and a
+  // power cut between them would cost the image. So the second one, with the locators, stays as it
+  // is, and points at empty texts.
+  std::array<std::byte, kHeaderSize> header{};
+  VBDKIT_TRY(file.read(metadata.footer.data_offset, header));
+  forget_parent(header);
+  patches.push_back({metadata.footer.data_offset, {header.begin(), header.begin() + kSectorSize}});
+  for (const Locator& locator : metadata.header.locators)
+    if (locator.code != 0 && locator.length != 0 &&
+        range_inside(locator.offset, locator.length, metadata.file_size))
+      patches.push_back({locator.offset, std::vector<std::byte>(locator.length)});
+  return patches;
+}
+
 Result<void> set_hidden(const std::string& path, bool hidden) {
   VBDKIT_ASSIGN(ImageFile file, ImageFile::open(path, ImageFile::Mode::kWrite));
   VBDKIT_ASSIGN(const Metadata metadata, read_metadata(file));

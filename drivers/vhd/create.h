@@ -41,6 +41,10 @@ Result<std::vector<FilePatch>> plan_parent(const std::string& path, const std::s
                                            bool raw_parent);
 Result<void> set_parent(const std::string& path, const std::string& parent, bool raw_parent);
 
+// Makes a differencing image a dynamic one, of whose parent nothing shows through (see
+// ImageFormat).
+Result<std::vector<FilePatch>> plan_alone(const std::string& path);
+
 // tapdisk's mark of a node that no guest uses by itself.
 Result<void> set_hidden(const std::string& path, bool hidden);
 

@@ -121,7 +121,8 @@ Result<std::vector<FilePatch>> plan_parent(const std::string& path, const std::s
 }  // namespace
 
 ImageFormat vhd_image_format() {
-  return {"vhd", ".vhd", "conectix", kOptions, create, inspect, check, plan_parent};
+  return {"vhd",   ".vhd", "conectix",  kOptions,       create,
+          inspect, check,  plan_parent, vhd::plan_alone};
 }
 
 }  // namespace vbdkit::drivers

@@ -227,6 +227,13 @@ std::array<std::byte, kHeaderSize> encode_header(const DynamicHeader& header) {
   return bytes;
 }
 
+void forget_parent(std::span<std::byte, kHeaderSize> header) {
+  // UUID, time and name lie beside each other.
+  constexpr size_t kParentFields = 40;
+  std::fill(header.begin() + kParentFields, header.begin() + kSectorSize, std::byte{0});
+  store_be<uint32_t>(header.data() + kHeaderChecksum, checksum(header, kHeaderChecksum));
+}
+
 std::optional<BatmapHeader> parse_batmap_header(std::span<const std::byte, 512> bytes) {
   const std::byte* const b = bytes.data();
   if (!has_cookie(b, kBatmapCookie)) return std::nullopt;

@@ -148,6 +148,9 @@ struct BatmapHeader {
   uint32_t checksum = 0;
 };
 
+// Takes out of an encoded header what its first sector says of the parent.
+void forget_parent(std::span<std::byte, kHeaderSize> header);
+
 std::optional<BatmapHeader> parse_batmap_header(std::span<const std::byte, 512> bytes);
 std::array<std::byte, 512> encode_batmap_header(const BatmapHeader& header);
 uint32_t batmap_checksum(uint32_t version, std::span<const std::byte> map);

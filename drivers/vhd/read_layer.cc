@@ -23,6 +23,7 @@ LayerInfo describe(const Metadata& metadata, const Node& file) {
   if (!is_null(metadata.footer.uuid)) info.uuid = to_string(metadata.footer.uuid);
   info.map_window = window_of(info.size, metadata.header.block_size);
   info.cluster = metadata.header.block_size;
+  info.gaps = true;
   info.discard_granularity = file.info().discard_granularity;
   info.can_write_zeroes = file.info().can_write_zeroes;
   return info;

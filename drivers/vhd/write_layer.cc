@@ -182,7 +182,7 @@ void WriteLayer::write(Request& request) {
 
 void WriteLayer::write_zeroes(Request& request) {
   // Without a parent, what is not there is zero already.
-  if (parent_)
+  if (parent_ && (request.flags & kInPlace) == 0)
     write(request);
   else
     change_blocks_in_place(request);
@@ -369,9 +369,12 @@ void WriteLayer::answer(Mapping& mapping) {
 
 Result<void> WriteLayer::reload_parent() {
   VBDKIT_ASSIGN(const Metadata metadata, read_metadata(control_));
-  if (!metadata.differencing())
-    return Error(ErrorKind::kCorrupt, "vhd: " + path_ + ": has lost its parent");
-  VBDKIT_ASSIGN(parent_, read_parent(control_, metadata));
+  std::optional<ParentReference> parent;
+  if (metadata.differencing()) {
+    VBDKIT_ASSIGN(parent, read_parent(control_, metadata));
+  }
+  parent_ = std::move(parent);
+  blocks_.reload(metadata.footer, metadata.header);
   return {};
 }
 

@@ -28,7 +28,7 @@ MERGE_PEER = "cp"
 DEPTHS = [1, 64]
 RATE = "5000"
 SUBJECTS = ["vbdkit", "qsd"]
-OPERATIONS = ["nothing", "snapshot", "refresh", "coalesce", "commit", "commit-limited"]
+OPERATIONS = ["nothing", "snapshot", "refresh", "coalesce", "commit", "commit-limited", "stream"]
 LIMIT = 64 << 20  # bytes a second
 ROUND_TRIPS = 2000
 INSTANCES = 10000
@@ -145,6 +145,13 @@ class Disk:
     def commit_limited(self):
         return self.commit(speed=LIMIT)
 
+    def stream(self):
+        """All that the parents hold into the leaf, to the end."""
+        start = time.monotonic()
+        self.control.execute("block-stream", device="disk", job_id="stream")
+        self.control.wait_event("BLOCK_JOB_COMPLETED")
+        return time.monotonic() - start
+
     def coalesce(self):
         """The leaf's parent into its own, to the end."""
         start = time.monotonic()
@@ -163,7 +170,7 @@ def operations(subject, depth):
     """Those that this subject has at this depth."""
     without = set() if subject == "vbdkit" else {"refresh"}
     if depth < 3:
-        without |= {"coalesce", "commit", "commit-limited"}
+        without |= {"coalesce", "commit", "commit-limited", "stream"}
     return [name for name in OPERATIONS if name not in without]
 
 

@@ -60,6 +60,7 @@ const std::regex& conflicts() {
       "|its parent is missing"
       "|has just been given to another file"
       "|'base' can only be the parent"
+      "|is not beneath"
       "|still has .* open"
       "|which is not found here \\(it may just have been given another name\\)"
       "|is being merged into .*; that has to be ended first"
@@ -190,6 +191,7 @@ class LiveLoad : public WorldTest {
   void coalesce(Random& random);
   void gc(Random& random);
   void commit(Random& random);
+  void stream(Random& random);
   void refresh(Random& random);
   void pause(Random& random);
   void grow(Random& random);
@@ -329,6 +331,7 @@ const std::vector<LiveLoad::Choice>& LiveLoad::choices() {
       {"coalesce", 9, &LiveLoad::coalesce},
       {"gc", 1, &LiveLoad::gc},
       {"commit", 4, &LiveLoad::commit},
+      {"stream", 3, &LiveLoad::stream},
       {"refresh", 2, &LiveLoad::refresh},
       {"pause", 2, &LiveLoad::pause},
       {"grow", 1, &LiveLoad::grow},
@@ -482,6 +485,20 @@ void LiveLoad::commit(Random& random) {
   if (!end) return refused("commit", end.error().message());
   if (!end->empty()) return refused("commit", *end);
   succeeded(cancel ? "commit cancelled" : "commit");
+}
+
+// What its parents hold, of all or of those above one, into the disk's image.
+void LiveLoad::stream(Random& random) {
+  const std::shared_lock lock(files_);
+  const LoadDisk& disk = any(random);
+  const auto record = instance_of(disk);
+  if (!record || record->chain.size() < 2) return;
+  std::vector<std::string> arguments = {"stream", spec(disk)};
+  if (random() % 3 != 0) {
+    arguments.push_back("--base");
+    arguments.push_back(record->chain[1 + random() % (record->chain.size() - 1)].path);
+  }
+  ended("stream", vbdkit(arguments, patience(random)));
 }
 
 void LiveLoad::backup(Random& random) {

@@ -10,6 +10,7 @@ toolstests = \
   tests/tools/live.sh \
   tests/tools/priority.sh \
   tests/tools/steer.sh \
-  tests/tools/storage_manager.sh
+  tests/tools/storage_manager.sh \
+  tests/tools/stream.sh
 TESTS += $(toolstests)
 EXTRA_DIST += $(toolstests) tests/tools/instances-lib.sh tests/tools/lib.sh tests/golden
