@@ -184,6 +184,15 @@ bool is_merging(const std::string& path) {
          l.l_start == kMerging && l.l_len == 1;
 }
 
+Result<void> check_name(int fd, const std::string& path) {
+  struct stat open {};
+  struct stat named {};
+  if (::fstat(fd, &open) == 0 && ::stat(path.c_str(), &named) == 0 && open.st_dev == named.st_dev &&
+      open.st_ino == named.st_ino)
+    return {};
+  return Error(ErrorKind::kBusy, "lock " + path + ": has just been given to another file", EBUSY);
+}
+
 void unlock_image(int fd) {
   struct flock l = range(F_UNLCK, 0, 0);
   fcntl(fd, F_OFD_SETLK, &l);

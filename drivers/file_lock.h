@@ -32,6 +32,10 @@ enum class LockMode {
 [[gnu::cold]] Result<void> lock_image(int fd, const std::string& path, LockMode mode);
 void unlock_image(int fd);
 
+// Of a file that has just been locked: fails where the name is by now that of another one. A
+// snapshot gives an image's name to another file; a lock on the old one is none on the image.
+[[gnu::cold]] Result<void> check_name(int fd, const std::string& path);
+
 // Says of an image that it is being merged into its parent; and asks whether somebody says so.
 [[gnu::cold]] Result<void> mark_merging(int fd, const std::string& path);
 bool is_merging(const std::string& path);

@@ -131,18 +131,6 @@ ChainFacts inspect_chain(const std::string& path, const std::string& format) {
   return chain;
 }
 
-namespace {
-
-// A snapshot gives an image's name to another file: a lock on the old one is none on the image.
-bool has_name(int fd, const std::string& path) {
-  struct stat open {};
-  struct stat named {};
-  return ::fstat(fd, &open) == 0 && ::stat(path.c_str(), &named) == 0 &&
-         open.st_dev == named.st_dev && open.st_ino == named.st_ino;
-}
-
-}  // namespace
-
 Result<ImageLock> ImageLock::take(const std::string& path, LockMode mode) {
   // A lock that keeps others out must be on a file opened for writing, and may become one later.
   auto opened = Fd::open(path, O_RDWR | O_NONBLOCK);
@@ -150,8 +138,7 @@ Result<ImageLock> ImageLock::take(const std::string& path, LockMode mode) {
   if (!opened && !writes) opened = Fd::open(path, O_RDONLY | O_NONBLOCK);
   VBDKIT_ASSIGN(Fd fd, std::move(opened));
   VBDKIT_TRY(lock_image(fd.get(), path, mode));
-  if (!has_name(fd.get(), path))
-    return Error(ErrorKind::kBusy, "lock " + path + ": has just been given to another file", EBUSY);
+  VBDKIT_TRY(check_name(fd.get(), path));
   return ImageLock(std::move(fd), path);
 }
 

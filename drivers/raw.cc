@@ -139,6 +139,7 @@ Result<void> RawNode::open(bool read_only) {
   if (options_.direct && !file->direct())
     log_.notice("raw: %s: direct I/O is not possible here; using the page cache", path().c_str());
   VBDKIT_TRY(take_locks(*file));
+  if (options_.locking) VBDKIT_TRY(check_name(file->fd.get(), path()));
   VBDKIT_TRY(take_size(*file));
   describe(*file);
   file->node = this;

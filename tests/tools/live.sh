@@ -79,6 +79,31 @@ for format in qcow2 vhd; do
 done
 ok "two snapshots of a disk at the same moment"
 
+# A reader is stopped between opening a file and locking it; meanwhile a snapshot gives the name to
+# another one.
+for format in qcow2 vhd; do
+  mkdir "race-$format"
+  image=$PWD/race-$format/a.$format
+  vbdkit create --size 1M "$format:$image"
+  rm -f strace.log
+  strace -f -qq -o strace.log -P "$image" -e trace=fcntl -e inject=fcntl:signal=STOP:when=1 \
+    "$VBDKIT" convert "$format:$image" raw:race.raw >out1 2>err1 &
+  tracer=$!
+  until grep -q 'stopped by SIGSTOP' strace.log 2>/dev/null; do
+    kill -0 "$tracer" || fail "it was not stopped: $(cat err1)"
+  done
+  ! grep -q SETLK strace.log || fail "it was stopped too late"
+  pid=$(awk 'NR == 1 { print $1 }' strace.log)
+  vbdkit snapshot "$format:$image" "race-$format/before.$format"
+  kill -CONT "$pid"
+  status=0
+  wait "$tracer" || status=$?
+  [ "$status" = 1 ] || fail "status $status: what was read is not the image any more: $(cat err1)"
+  grep -q 'has just been given to another file' err1 || fail "$(cat err1)"
+  rm -r "race-$format"
+done
+ok "an image whose name goes to another file while it is opened"
+
 mkdir group
 vbdkit create --size 1M vhd:group/a.vhd
 vbdkit create --size 1M qcow2:group/b.qcow2
