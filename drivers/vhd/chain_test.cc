@@ -181,6 +181,27 @@ TEST_F(VhdChain, ADamagedTailIsMendedFromTheCopy) {
   EXPECT_TRUE(check(path(0), false)->remains.empty());
 }
 
+// As Virtual PC before 2004 wrote it; the block before it is full.
+TEST_F(VhdChain, AFooterOf511BytesIsReplacedWhereItStands) {
+  make(1);
+  ASSERT_TRUE(disk_.open("vhd:" + path(0)).ok());
+  disk_.write(0, pattern(3, 0, kMinBlock));
+  disk_.close();
+  std::filesystem::resize_file(path(0), std::filesystem::file_size(path(0)) - 1);
+  EXPECT_TRUE(check(path(0), false)->remains.empty());
+  ASSERT_TRUE(disk_.open("vhd:" + path(0)).ok());
+  ASSERT_TRUE(disk_.node().resize(Bytes{kSize + kMinBlock}).ok());
+  disk_.write(kSize, pattern(4, kSize, kMinBlock));
+  EXPECT_EQ(disk_.read(0, kMinBlock), pattern(3, 0, kMinBlock));
+  disk_.close();
+  ASSERT_TRUE(disk_.open("vhd:" + path(0)).ok());
+  EXPECT_EQ(disk_.read(0, kMinBlock), pattern(3, 0, kMinBlock));
+  EXPECT_EQ(disk_.read(kSize, kMinBlock), pattern(4, kSize, kMinBlock));
+  disk_.close();
+  const auto checked = check(path(0), false);
+  EXPECT_TRUE(checked->errors.empty() && checked->remains.empty());
+}
+
 // A table that sends the guest into the image's own structures or beyond the file.
 TEST_F(VhdChain, BlocksInForbiddenPlacesAreRefused) {
   make(1);

@@ -39,6 +39,8 @@ Result<void> take_footer(const ImageFile& file, Metadata& metadata) {
   if (tail) {
     metadata.footer = *tail;
     metadata.tail_valid = true;
+    // As if it were whole: all who look for its place count from the end.
+    if (tail_size < kFooterSize) metadata.file_size = size.v + 1;
     metadata.copy_valid =
         copy.ok() && tail->type != DiskType::kFixed && encode_footer(*copy) == encode_footer(*tail);
     return {};
