@@ -206,4 +206,7 @@ int run(int argc, char** argv) {
 
 }  // namespace vbdkit
 
-int main(int argc, char** argv) { return vbdkit::run(argc, argv); }
+int main(int argc, char** argv) {
+  vbdkit::survive_file_size_limit();
+  return vbdkit::run(argc, argv);
+}

@@ -17,4 +17,6 @@ Result<Fd> catch_signals(std::initializer_list<int> signals) {
   return fd;
 }
 
+void survive_file_size_limit() { std::signal(SIGXFSZ, SIG_IGN); }
+
 }  // namespace vbdkit

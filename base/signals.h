@@ -14,4 +14,8 @@ namespace vbdkit {
 // Blocks these signals for the process; the signalfd(2), which does not block, has them.
 [[gnu::cold]] Result<Fd> catch_signals(std::initializer_list<int> signals);
 
+// A write beyond RLIMIT_FSIZE (systemd's LimitFSIZE=) is an error of that write, EFBIG, and not the
+// end of the process and of all its guests' disks.
+[[gnu::cold]] void survive_file_size_limit();
+
 }  // namespace vbdkit

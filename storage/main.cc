@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/signals.h"
 #include "config.h"
 #include "storage/command.h"
 #include "storage/remote.h"
@@ -96,6 +97,7 @@ int run(const std::vector<std::string>& args) {
 }  // namespace vbdkit::storage
 
 int main(int argc, char** argv) {
+  vbdkit::survive_file_size_limit();
   const int status = vbdkit::storage::run({argv + (argc > 0 ? 1 : 0), argv + argc});
   if (std::fflush(stdout) != 0) {
     std::perror("vbdkit: stdout");

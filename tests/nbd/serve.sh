@@ -3,7 +3,7 @@
 # vbdkit serve as a program: readiness, signals, sockets of the dead and the living, exit codes.
 # shellcheck source=tests/nbd/lib.sh
 . "$(dirname "$0")/lib.sh"
-need nbdinfo python3 socat
+need nbdinfo python3 qemu-io socat
 
 truncate -s 16M "$scratch/disk"
 
@@ -83,3 +83,20 @@ for engine in io_uring libaio sync; do
   stop "$server"
 done
 ok "every engine serves"
+
+# LimitFSIZE= of a unit: the write fails, the server does not.
+truncate -s 1M "$scratch/limited"
+for engine in io_uring libaio sync; do
+  (
+    ulimit -f 512 # KiB
+    serve "limit-$engine" "raw,direct=off:$scratch/limited" --engine "$engine"
+    for offset in 0 900k; do
+      qemu-io -f raw -c "write $offset 4k" "nbd+unix:///?socket=$scratch/limit-$engine.sock" >>"$scratch/limit.out" 2>&1 || true
+    done
+    stop "$server"
+  )
+  [ "$(grep -c 'wrote 4096' "$scratch/limit.out")" = 1 ] || fail "$engine: $(cat "$scratch/limit.out")"
+  grep -q 'write failed' "$scratch/limit.out" || fail "$engine: $(cat "$scratch/limit.out")"
+  rm "$scratch/limit.out"
+done
+ok "a limit of file sizes ends writes, not the server"
