@@ -8,6 +8,7 @@
 
 #include "backend/claimed_open.h"
 #include "drivers/drivers.h"
+#include "storage/offline_claims.h"
 #include "storage/progress.h"
 #include "storage/registry.h"
 #include "storage/termination.h"
@@ -30,8 +31,7 @@ Result<std::unique_ptr<JobRunner>> JobRunner::create(io::EngineKind engine, cons
   options.engine = engine;
   VBDKIT_ASSIGN(auto reactor, io::Reactor::create(options, log));
   std::unique_ptr<JobRunner> runner(new JobRunner(std::move(signals), std::move(reactor), log));
-  VBDKIT_ASSIGN(runner->claims_, ImageClaims::create(runner->gated_, log, default_runtime_dir(),
-                                                     "vbdkit-" + std::to_string(::getpid())));
+  VBDKIT_ASSIGN(runner->claims_, claims_of_command(runner->gated_, log));
   return runner;
 }
 

@@ -12,6 +12,12 @@
 
 namespace vbdkit::storage {
 
+Result<std::unique_ptr<ImageClaims>> claims_of_command(io::GatedReactor& reactor,
+                                                       const Logger& log) {
+  return ImageClaims::create(reactor, log, default_runtime_dir(),
+                             "vbdkit-" + std::to_string(::getpid()));
+}
+
 struct OfflineClaims::Holder {
   explicit Holder(std::unique_ptr<io::Reactor> r) : reactor(std::move(r)), gated(*reactor) {}
 
@@ -28,8 +34,7 @@ Result<OfflineClaims> OfflineClaims::take(const std::vector<ImageClaims::Use>& u
   options.engine = io::EngineKind::kSync;
   VBDKIT_ASSIGN(auto reactor, io::Reactor::create(options, log));
   auto holder = std::make_unique<Holder>(std::move(reactor));
-  VBDKIT_ASSIGN(holder->claims, ImageClaims::create(holder->gated, log, default_runtime_dir(),
-                                                    "vbdkit-" + std::to_string(::getpid())));
+  VBDKIT_ASSIGN(holder->claims, claims_of_command(holder->gated, log));
   if (holder->claims) VBDKIT_TRY(holder->claims->acquire_now(uses));
   return OfflineClaims(std::move(holder));
 }

@@ -15,6 +15,11 @@
 
 namespace vbdkit::storage {
 
+// The claims of a command on whose reactor the images' nodes live: nothing where this host shares
+// no registry.
+Result<std::unique_ptr<ImageClaims>> claims_of_command(io::GatedReactor& reactor,
+                                                       const Logger& log);
+
 class OfflineClaims {
  public:
   // Costs nothing where this host shares no registry, or the images are on no share.

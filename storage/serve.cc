@@ -14,6 +14,7 @@
 #include "drivers/registry.h"
 #include "io/gated_reactor.h"
 #include "storage/command.h"
+#include "storage/offline_claims.h"
 #include "storage/readiness.h"
 #include "storage/registry.h"
 #include "storage/termination.h"
@@ -139,8 +140,7 @@ Result<void> run(const ServeOptions& options, const Logger& log) {
   VBDKIT_ASSIGN(const auto kernel, io::Reactor::create(reactor_options, log));
   io::GatedReactor gated(*kernel);
   io::GatedReactor* const reactor = &gated;
-  VBDKIT_ASSIGN(const auto claims, ImageClaims::create(gated, log, default_runtime_dir(),
-                                                       "vbdkit-" + std::to_string(::getpid())));
+  VBDKIT_ASSIGN(const auto claims, claims_of_command(gated, log));
   // Readers do no harm to each other; a writer wants the image for itself.
   const drivers::OpenOptions open{.read_only = options.nbd.read_only,
                                   .shared = options.nbd.read_only};

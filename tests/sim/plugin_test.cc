@@ -36,6 +36,15 @@ class PluginDisk : public HotplugTest {
         must(Process::start(arguments, {.environment = world().environment(), .log_path = log}));
     EXPECT_EQ(must(process->wait(in(40s))), 0) << process->log();
   }
+  // As libxl does, with the guest's help.
+  void take_away(const Disk& disk, Frontend& front) {
+    must(world().toolstack().request_detach(disk, false));
+    must(front.close(soon()));
+    must(world().toolstack().wait_backend(disk, XenbusStateClosed, soon()));
+    EXPECT_EQ(call("stop", disk), "ok \n");
+    EXPECT_TRUE(instance_dirs().empty());
+    must(world().toolstack().remove_nodes(disk));
+  }
 
  private:
   int calls_ = 0;
@@ -59,12 +68,7 @@ TEST_F(PluginDisk, IsValidatedStartedAndStopped) {
   EXPECT_EQ(report.problems, std::vector<std::string>{});
   EXPECT_GT(report.sectors_checked, 0u);
 
-  must(world().toolstack().request_detach(disk, false));
-  must(front->close(soon()));
-  must(world().toolstack().wait_backend(disk, XenbusStateClosed, soon()));
-  EXPECT_EQ(call("stop", disk), "ok \n");
-  EXPECT_TRUE(instance_dirs().empty());
-  must(world().toolstack().remove_nodes(disk));
+  take_away(disk, *front);
 }
 
 // What its user asks of a disk just before libxl takes it away: space is given back, it grows, its
@@ -87,12 +91,7 @@ TEST_F(PluginDisk, IsStoppedAfterItWasDiscardedAndGrew) {
     ASSERT_EQ(front->features().sectors, 20u << 11);
     EXPECT_EQ(BLKIF_RSP_OKAY, must(front->flush(soon(), (20u << 11) - 8, data)));
 
-    must(world().toolstack().request_detach(disk, false));
-    must(front->close(soon()));
-    must(world().toolstack().wait_backend(disk, XenbusStateClosed, soon()));
-    EXPECT_EQ(call("stop", disk), "ok \n");
-    EXPECT_TRUE(instance_dirs().empty());
-    must(world().toolstack().remove_nodes(disk));
+    take_away(disk, *front);
   }
 }
 
