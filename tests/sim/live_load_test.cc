@@ -260,13 +260,15 @@ void LiveLoad::make_disks() {
 }
 
 void LiveLoad::start_nbd(LoadDisk& disk) {
-  // One that was killed, or who is putting the image on another parent, may have it for a moment.
+  // One that was killed, or who is putting the image on another parent, may have it for a moment,
+  // or the parent that it had when it was looked at.
+  static const std::regex passing("in use by|its parent is missing");
   Outcome started;
   const auto last = in(1min);
   do
     started = vbdkit({"activate", "--backend", backend(), "--log",
                       world().dir() + "/" + disk.name + ".log", spec(disk)});
-  while (!started.ok && started.output.find("in use by") != std::string::npos &&
+  while (!started.ok && std::regex_search(started.output, passing) &&
          std::chrono::steady_clock::now() < last);
   if (!started.ok) return problem("activate " + disk.name + ": " + started.output);
   disk.uuid = started.output.substr(0, started.output.find('\n'));
