@@ -124,8 +124,16 @@ Result<void> add_parents(ChainFacts& chain, ChainSteps& steps) {
 ChainFacts inspect_chain(const std::string& path, const std::string& format) {
   ChainFacts chain;
   ChainSteps steps(format);
-  auto added = add_image(chain, steps, path, format);
-  if (added) added = add_parents(chain, steps);
+  Result<void> added;
+  for (;;) {
+    if (chain.images.empty()) added = add_image(chain, steps, path, format);
+    if (added) added = add_parents(chain, steps);
+    if (added) break;
+    const auto changed = steps.go_back(0, added.error());
+    if (!changed) break;
+    chain.images.resize(*changed);
+    added = {};
+  }
   chain.paths = steps.paths();
   if (!added) chain.broken = steps.failed(std::move(added).error());
   return chain;

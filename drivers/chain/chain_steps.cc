@@ -12,14 +12,27 @@ Result<void> ChainSteps::add(const std::string& path) {
   if (paths_.size() > kMaxChainDepth)
     return Error(ErrorKind::kUnsupported,
                  "the chain is longer than " + std::to_string(kMaxChainDepth) + " images");
-  struct stat st {};
-  if (stat(path.c_str(), &st) != 0) return Error::from_errno(errno, "open " + path);
-  const FileIdentity identity{st.st_dev, st.st_ino};
-  if (std::find(files_.begin(), files_.end(), identity) != files_.end())
+  VBDKIT_ASSIGN(const FileStamp stamp, FileStamp::of(path));
+  const auto same = [&](const FileStamp& other) { return other.identity == stamp.identity; };
+  if (std::any_of(stamps_.begin(), stamps_.end(), same))
     return Error(ErrorKind::kCorrupt, "the chain is a loop: this file is in it already");
-  files_.push_back(identity);
-  modified_ = st.st_mtim.tv_sec;
+  stamps_.push_back(stamp);
   return {};
+}
+
+std::optional<size_t> ChainSteps::go_back(size_t first, const Error& why) {
+  constexpr unsigned kTries = 16;
+  if (why.kind() != ErrorKind::kNotFound && why.kind() != ErrorKind::kCorrupt) return std::nullopt;
+  if (tries_ == kTries) return std::nullopt;
+  for (size_t at = first; at < stamps_.size(); ++at) {
+    const auto now = FileStamp::of(paths_[at]);
+    if (now && stamps_[at].says_unchanged(*now)) continue;
+    ++tries_;
+    paths_.resize(at);
+    stamps_.resize(at);
+    return at;
+  }
+  return std::nullopt;
 }
 
 Result<void> ChainSteps::check(const ParentReference& reference) const {

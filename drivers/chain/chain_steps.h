@@ -7,6 +7,7 @@
 // Blocks for looking at files; one owner, any thread.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,16 +31,23 @@ class ChainSteps {
   // Whether the last file is the one that its child was made on.
   Result<void> check_identity(const ParentReference& reference, const std::string& uuid) const;
 
+  // Somebody may have put an image on another parent since it was looked at, and removed the one
+  // that it had. Where that can be why the next step failed: goes back to before the first file
+  // from number `first` on that is not for certain as it was when it was added, and says which.
+  // A few times only; then, and where all are as they were, none.
+  std::optional<size_t> go_back(size_t first, const Error& why);
+
   const std::vector<std::string>& paths() const { return paths_; }
-  int64_t modified() const { return modified_; }  // of the last file, seconds since the Epoch
+  // Of the files, from before they were opened; the last may be missing.
+  const std::vector<FileStamp>& stamps() const { return stamps_; }
 
   Error failed(Error error) const;
 
  private:
   const std::string driver_;
   std::vector<std::string> paths_;
-  std::vector<FileIdentity> files_;
-  int64_t modified_ = 0;
+  std::vector<FileStamp> stamps_;
+  unsigned tries_ = 0;
 };
 
 }  // namespace vbdkit::drivers

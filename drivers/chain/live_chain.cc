@@ -116,14 +116,20 @@ ChainRefresh::ChainRefresh(ChainNode& node, const OpenContext& context, NoParent
 
 Result<bool> ChainRefresh::step() {
   auto more = add_next();
-  if (!more) return steps_.failed(std::move(more).error());
-  return more;
+  if (more) return more;
+  // A leaf that is written cannot have been changed by anybody else.
+  const auto changed = steps_.go_back(node_.options().read_only ? 0 : 1, more.error());
+  if (!changed) return steps_.failed(std::move(more).error());
+  next_.layers.resize(*changed);
+  next_.paths.resize(*changed);
+  next_.stamps.resize(*changed);
+  next_.ids.resize(*changed);
+  return true;
 }
 
 Result<bool> ChainRefresh::add_next() {
   const Chain& present = node_.chain();
   if (next_.layers.empty()) {
-    // A leaf that is written cannot have been changed by anybody else.
     VBDKIT_TRY(
         add(present.paths.front(), present.leaf().info().format, !node_.options().read_only));
     return true;
@@ -144,7 +150,7 @@ Result<bool> ChainRefresh::add_next() {
 
 Result<void> ChainRefresh::add(const std::string& path, const std::string& format, bool keep) {
   VBDKIT_TRY(steps_.add(path));
-  VBDKIT_ASSIGN(const FileStamp stamp, FileStamp::of(path));
+  const FileStamp stamp = steps_.stamps().back();
   const Chain& present = node_.chain();
   size_t at = keep ? 0 : present.layers.size();
   // Not the leaf that is written, which has no content of its own that would stay.

@@ -11,8 +11,12 @@ ChainOpening::ChainOpening(NodeSpec spec, ChainPolicy policy, const OpenContext&
 
 Result<bool> ChainOpening::step() {
   auto more = add_next();
-  if (!more) return steps_.failed(std::move(more).error());
-  return more;
+  if (more) return more;
+  // A leaf that is written is nobody else's to change.
+  const auto changed = steps_.go_back(context_.options.read_only ? 0 : 1, more.error());
+  if (!changed) return steps_.failed(std::move(more).error());
+  chain_.layers.resize(*changed);
+  return true;
 }
 
 Result<bool> ChainOpening::add_next() {
@@ -28,6 +32,7 @@ Result<bool> ChainOpening::add_next() {
 
 Result<Chain> ChainOpening::take_layers() {
   chain_.paths = steps_.paths();
+  chain_.stamps = steps_.stamps();
   return std::move(chain_);
 }
 
@@ -53,7 +58,7 @@ Result<void> ChainOpening::add_parent(const ParentReference& reference) {
   VBDKIT_TRY(add(wanted.path, wanted.format));
   VBDKIT_TRY(steps_.check_identity(wanted, chain_.layers.back()->info().uuid));
   // Copying an image changes its time, so this says little by itself.
-  if (wanted.modified != 0 && wanted.modified != steps_.modified())
+  if (wanted.modified != 0 && wanted.modified != steps_.stamps().back().modified / 1'000'000'000)
     context_.log.info("%s: %s: its parent %s has another modification time than when it was made",
                       spec_.driver.c_str(), steps_.paths()[steps_.paths().size() - 2].c_str(),
                       steps_.paths().back().c_str());
@@ -62,7 +67,6 @@ Result<void> ChainOpening::add_parent(const ParentReference& reference) {
 
 Result<void> ChainOpening::add(const std::string& path, const std::string& format) {
   VBDKIT_TRY(steps_.add(path));
-  VBDKIT_ASSIGN(const FileStamp stamp, FileStamp::of(path));
   OpenContext context = context_;
   if (!chain_.layers.empty()) {
     context.options.read_only = true;
@@ -70,7 +74,6 @@ Result<void> ChainOpening::add(const std::string& path, const std::string& forma
   }
   VBDKIT_ASSIGN(auto layer, open_layer(path, format, spec_, context));
   chain_.layers.push_back(std::move(layer));
-  chain_.stamps.push_back(stamp);
   return {};
 }
 

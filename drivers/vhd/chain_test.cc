@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include "drivers/chain/open_chain.h"
 #include "drivers/crash_replay.h"
 #include "drivers/vhd/check.h"
 #include "drivers/vhd/create.h"
@@ -55,6 +56,25 @@ TEST_F(VhdChain, AMissingParentIsNamedWithAllStepsToIt) {
   const std::string error = error_of("vhd:" + path(2), ErrorKind::kNotFound);
   EXPECT_NE(error.find("open " + path(2) + ", its parent " + path(1)), std::string::npos) << error;
   EXPECT_NE(error.find("looked for " + path(0)), std::string::npos) << error;
+}
+
+TEST_F(VhdChain, AnImagePutOnAnotherParentMeanwhileIsLookedAtAgain) {
+  make(4);
+  Logger log("test", LogLevel::kWarning);
+  const auto reactor = io::Reactor::create({}, log);
+  ASSERT_TRUE(reactor.ok());
+  ChainOpening opening({"vhd", path(3), {}}, {}, {**reactor, log, {false, false}});
+  ASSERT_TRUE(opening.step().ok());
+  ASSERT_TRUE(opening.step().ok());
+  // Image 2, which is open and was read, loses its parent as if that had been merged away.
+  ASSERT_TRUE(set_parent(path(2), path(0), false).ok());
+  unlink(path(1).c_str());
+  Result<bool> more = true;
+  while (more && *more) more = opening.step();
+  ASSERT_TRUE(more.ok()) << more.error().message();
+  const auto chain = opening.take_layers();
+  ASSERT_TRUE(chain.ok());
+  EXPECT_EQ(chain->paths, (std::vector<std::string>{path(3), path(2), path(0)}));
 }
 
 TEST_F(VhdChain, ALoopIsRefused) {
