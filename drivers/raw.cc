@@ -98,6 +98,7 @@ class RawNode final : public Node, private BouncePool::Client {
 
  private:
   const std::string& path() const { return spec_.path; }
+  Result<std::unique_ptr<RawFile>> open_locked(bool read_only);
   Result<void> take_locks(const RawFile& file);
   Result<void> take_size(RawFile& file);
   void describe(const RawFile& file);
@@ -135,16 +136,27 @@ class RawNode final : public Node, private BouncePool::Client {
 };
 
 Result<void> RawNode::open(bool read_only) {
-  VBDKIT_ASSIGN(auto file, RawFile::open(path(), read_only, options_.direct, options_.align));
+  VBDKIT_ASSIGN(auto file, open_locked(read_only));
   if (options_.direct && !file->direct())
     log_.notice("raw: %s: direct I/O is not possible here; using the page cache", path().c_str());
-  VBDKIT_TRY(take_locks(*file));
-  if (options_.locking) VBDKIT_TRY(check_name(file->fd.get(), path()));
   VBDKIT_TRY(take_size(*file));
   describe(*file);
   file->node = this;
   file_ = std::move(file);
   return {};
+}
+
+Result<std::unique_ptr<RawFile>> RawNode::open_locked(bool read_only) {
+  constexpr unsigned kTries = 16;
+  for (unsigned i = 1;; ++i) {
+    VBDKIT_ASSIGN(auto file, RawFile::open(path(), read_only, options_.direct, options_.align));
+    VBDKIT_TRY(take_locks(*file));
+    if (!options_.locking) return file;
+    // What has the name when the lock is taken is what is meant: nothing of it was read before.
+    const auto named = check_name(file->fd.get(), path());
+    if (named) return file;
+    if (i == kTries) return named.error();
+  }
 }
 
 Result<void> RawNode::take_locks(const RawFile& file) {
