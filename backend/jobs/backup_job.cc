@@ -77,8 +77,7 @@ void BackupJob::attach(Done done) {
           bitmap_ = drivers::find_dirty_bitmap(*top, options_.bitmap);
           if (bitmap_ == nullptr) return no_bitmap(options_.bitmap);
         }
-        put_above_image(top);
-        return {};
+        return put_above_image(top);
       },
       std::move(done));
 }

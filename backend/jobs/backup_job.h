@@ -25,7 +25,8 @@ class BackupJob final : public BlockJob {
                                                   JobTarget target, Options options);
 
   const char* type() const override { return "backup"; }
-  bool changes_image() const override { return false; }
+  // A snapshot would make another image of what is to be copied.
+  bool changes_image() const override { return tied_to_chain(); }
 
  private:
   struct Flush : drivers::Request {
@@ -35,6 +36,7 @@ class BackupJob final : public BlockJob {
 
   BackupJob(const JobContext& context, JobSettings settings, JobTarget target, Options options);
   void attach(Done done) override;
+  bool tied_to_chain() const override { return options_.sync == Sync::kTop; }
   std::unique_ptr<drivers::MirrorFilter> make_filter(drivers::NodePtr disk) override;
   bool follows() const override { return false; }
   void finish(Done done) override;

@@ -48,7 +48,11 @@ NodePtr remove_node(NodePtr& top, drivers::Node& node) {
 }
 
 BlockJob::BlockJob(const JobContext& context, JobSettings settings)
-    : context_(context), settings_(std::move(settings)), self_(std::make_shared<BlockJob*>(this)) {}
+    : context_(context),
+      settings_(std::move(settings)),
+      images_(images()),
+      size_(context_.graph.image().info().size),
+      self_(std::make_shared<BlockJob*>(this)) {}
 
 BlockJob::~BlockJob() { *self_ = nullptr; }
 
@@ -76,15 +80,24 @@ void BlockJob::start(std::function<void()> ended) {
 }
 
 void BlockJob::attach(Done done) {
-  context_.graph.change(
-      [this](NodePtr& top) -> Result<void> {
-        put_above_image(top);
-        return {};
-      },
-      std::move(done));
+  context_.graph.change([this](NodePtr& top) { return put_above_image(top); }, std::move(done));
 }
 
-void BlockJob::put_above_image(NodePtr& top) {
+std::vector<std::string> BlockJob::images() const {
+  const drivers::ChainNode* const chain = context_.graph.chain();
+  return chain == nullptr ? std::vector<std::string>() : chain->chain().paths;
+}
+
+Result<void> BlockJob::check_disk() const {
+  if (context_.graph.image().info().size != size_)
+    return Error(ErrorKind::kBusy, "the disk has just been resized", EBUSY);
+  if (tied_to_chain() && images() != images_)
+    return Error(ErrorKind::kBusy, "the disk's chain has just been changed", EBUSY);
+  return {};
+}
+
+Result<void> BlockJob::put_above_image(NodePtr& top) {
+  VBDKIT_TRY(check_disk());
   drivers::Node& image = context_.graph.image();
   drivers::Node* over = top.get();
   while (over != &image && over->next_node() != &image) over = over->next_node();
@@ -96,6 +109,7 @@ void BlockJob::put_above_image(NodePtr& top) {
     top = std::move(filter);
   else
     over->exchange_next(std::move(filter));
+  return {};
 }
 
 void BlockJob::attached(Result<void> result) {

@@ -100,6 +100,9 @@ class BlockJob {
   virtual std::unique_ptr<drivers::MirrorFilter> make_filter(drivers::NodePtr disk) = 0;
   // Puts it there.
   virtual void attach(Done done);
+  // Whether it was made for the images that the disk's chain had then. The job begins when changes
+  // of the graph that were asked for before it are made: a snapshot may be among them.
+  virtual bool tied_to_chain() const { return false; }
   // Whether the target follows until complete(), or the job is at its end when all is copied.
   virtual bool follows() const { return true; }
   // All is copied, and nothing is in flight. The job takes its filter out of the graph, as a rule
@@ -113,8 +116,9 @@ class BlockJob {
   void replace(drivers::NodePtr& target, Last last, Done done);
   // Makes this change, if any, and takes the filter out in the same; `done` in the change's place.
   void take_out(LiveGraph::Change change, Done done);
-  // What attach() does, for one that does more in the same change.
-  void put_above_image(drivers::NodePtr& top);
+  // What attach() does, for one that does more in the same change. Fails, with nothing changed,
+  // where the disk is not any more what the job was made for.
+  Result<void> put_above_image(drivers::NodePtr& top);
 
   const JobContext& context() const { return context_; }
   drivers::MirrorFilter* filter() const { return filter_; }
@@ -124,6 +128,8 @@ class BlockJob {
  private:
   enum class Phase { kStarting, kCopying, kReady, kEnding, kConcluded };
 
+  std::vector<std::string> images() const;
+  Result<void> check_disk() const;
   void set_status(JobStatus status);
   void attached(Result<void> result);
   void clean();
@@ -137,6 +143,9 @@ class BlockJob {
 
   const JobContext context_;
   JobSettings settings_;
+  // Of the disk, when the job was made.
+  const std::vector<std::string> images_;
+  const Bytes size_;
   JobStatus status_ = JobStatus::kCreated;
   Phase phase_ = Phase::kStarting;
   bool paused_ = false;

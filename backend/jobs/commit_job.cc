@@ -116,10 +116,7 @@ void CommitJob::attach(Done done) {
               });
             });
           },
-      .apply = [this](NodePtr& top) -> Result<void> {
-        put_above_image(top);
-        return {};
-      },
+      .apply = [this](NodePtr& top) { return put_above_image(top); },
       .done = std::move(done),
   });
 }

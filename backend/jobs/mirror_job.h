@@ -34,6 +34,7 @@ class MirrorJob final : public BlockJob {
  private:
   MirrorJob(const JobContext& context, JobSettings settings, JobTarget target, Sync sync);
   std::unique_ptr<drivers::MirrorFilter> make_filter(drivers::NodePtr disk) override;
+  bool tied_to_chain() const override { return sync_ == Sync::kTop; }
   void finish(Done done) override { replace(target_.node, {}, std::move(done)); }
 
   JobTarget target_;

@@ -5,12 +5,15 @@
 #include <utility>
 
 #include "drivers/chain/chain_node.h"
+#include "drivers/file_lock.h"
 #include "drivers/image_format.h"
+#include "drivers/jobs/coalesce_journal.h"
 
 namespace vbdkit::jobs {
 
 using drivers::ChainNode;
 using drivers::ChainRefresh;
+using drivers::CoalesceJournal;
 using drivers::MirrorFilter;
 using drivers::MirrorOptions;
 
@@ -25,6 +28,20 @@ Result<void> check_snapshots(const ChainNode& chain) {
   if (facts.snapshots.empty()) return {};
   return Error(ErrorKind::kUnsupported,
                path + " has internal snapshots, which stand on its parents too");
+}
+
+// The disk would stand on an image that has only a part of what is being merged into it, and
+// whoever ends that merge would find somebody there who did not come with it.
+Result<void> check_merging(const ChainNode& chain, size_t base) {
+  if (base < 2) return {};
+  const std::string& above = chain.chain().paths[base - 1];
+  VBDKIT_ASSIGN(const auto journal, CoalesceJournal::load(CoalesceJournal::path_for(above)));
+  const bool unfinished = journal && journal->stage == CoalesceJournal::Stage::kCopy;
+  if (!unfinished && !drivers::is_merging(above)) return {};
+  return Error(ErrorKind::kBusy,
+               above + " is being merged into " + chain.chain().paths[base] +
+                   "; that has to be ended first (vbdkit coalesce, or gc)",
+               EBUSY);
 }
 
 }  // namespace
@@ -46,6 +63,7 @@ Result<std::unique_ptr<BlockJob>> StreamJob::create(const JobContext& context, J
   if (!base.empty() && !stays)
     return Error(ErrorKind::kNotFound,
                  "Parameter 'base': " + base + " is not beneath " + images.paths.front());
+  if (stays) VBDKIT_TRY(check_merging(*chain, stays->at));
   return std::unique_ptr<BlockJob>(new StreamJob(context, std::move(settings), std::move(stays)));
 }
 
@@ -89,6 +107,7 @@ void StreamJob::finish(Done done) {
                .flush = true,
                .apply = [this, refresh](drivers::NodePtr&) -> Result<void> {
                  if (filter()->failure()) return *filter()->failure();
+                 if (base_) VBDKIT_TRY(check_merging(*context().graph.chain(), base_->at));
                  if (context().may_write) VBDKIT_TRY(context().may_write());
                  return (*refresh)->apply();
                },

@@ -35,6 +35,7 @@ class StreamJob final : public BlockJob {
   StreamJob(const JobContext& context, JobSettings settings, std::optional<Base> base)
       : BlockJob(context, std::move(settings)), base_(std::move(base)) {}
   std::unique_ptr<drivers::MirrorFilter> make_filter(drivers::NodePtr disk) override;
+  bool tied_to_chain() const override { return true; }
   bool follows() const override { return false; }
   void finish(Done done) override;
   Result<std::unique_ptr<drivers::ChainRefresh>> new_chain() const;

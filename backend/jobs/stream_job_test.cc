@@ -7,6 +7,7 @@
 
 #include "backend/jobs/job_test_base.h"
 #include "drivers/chain/image_file.h"
+#include "drivers/jobs/coalesce_journal.h"
 
 namespace vbdkit::jobs {
 namespace {
@@ -224,6 +225,83 @@ TEST_P(StreamJobTest, ADiskWithoutParentsIsDoneAtOnce) {
   command("block-stream", stream());
   expect_completed();
   EXPECT_NE(std::string::npos, refusal("block-stream", stream("nowhere")).find("is not beneath"));
+}
+
+// The job is asked for while a snapshot is on its way, and begins behind it: the chain is longer
+// then by an image that it knows nothing of.
+TEST_P(StreamJobTest, WhatASnapshotPutInBetweenIsNotLost) {
+  make_chain();
+  open(spec("leaf"));
+  fill(2 * kMiB, kMiB, 0x33);
+  const std::vector<uint8_t> before = read_all();
+  const std::string copy = R"({"device":"disk","sync":"top","format":")" + format() +
+                           R"(","target":")" + path(file("copy"));
+  const std::pair<std::string, std::string> jobs[] = {{"block-stream", stream("base")},
+                                                      {"drive-mirror", copy + "1\"}"},
+                                                      {"drive-backup", copy + "2\"}"}};
+  for (const auto& [name, arguments] : jobs) {
+    SCOPED_TRACE(name);
+    LiveGraph::Done ready;
+    std::promise<bool> taken;
+    const std::string former = file("former-" + name);
+    on_disk([&] {
+      graph_->change({
+          .prepare = [&](LiveGraph::Done done) { ready = std::move(done); },
+          .apply = [&](drivers::NodePtr&) -> Result<void> {
+            std::filesystem::rename(path(file("leaf")), path(former));
+            create(format(), file("leaf"), former);
+            return put_in_front(*graph_->chain(),
+                                {{format(), path(file("leaf")), {}}, path(former)},
+                                {*reactor_, log_, {}});
+          },
+          .done = [&](Result<void> result) { taken.set_value(result.ok()); },
+      });
+    });
+    command(name, arguments);
+    on_disk([&] { ready({}); });
+    EXPECT_TRUE(taken.get_future().get());
+    const auto completed = event("BLOCK_JOB_COMPLETED");
+    EXPECT_EQ("the disk's chain has just been changed",
+              completed.member("error").string().value_or("no error"));
+    EXPECT_TRUE(read_all() == before);
+  }
+  EXPECT_EQ(6u, images_in_use());
+  command("block-stream", stream("base"));
+  expect_completed();
+  EXPECT_EQ(2u, images_in_use());
+  EXPECT_TRUE(read_all() == before);
+}
+
+// The base would have a part of the middle one, and the disk would stand on it directly.
+TEST_P(StreamJobTest, AnImageThatIsBeingMergedIsNotPassedOver) {
+  using drivers::CoalesceJournal;
+  const std::string reason = "is being merged into " + path(file("base"));
+  make_chain();
+  open(spec("leaf"));
+  const std::vector<uint8_t> before = read_all();
+  const std::string journal = CoalesceJournal::path_for(path(file("middle")));
+  // One that was interrupted.
+  ASSERT_TRUE(CoalesceJournal{}.save(journal));
+  EXPECT_NE(std::string::npos, refusal("block-stream", stream("base")).find(reason));
+  std::filesystem::remove(journal);
+  // One that comes while the job runs.
+  command("block-stream", stream("base", 1));
+  {
+    auto lock = drivers::ImageLock::take(path(file("middle")), drivers::LockMode::kReader);
+    ASSERT_TRUE(lock);
+    ASSERT_TRUE(lock->mark_merging());
+    command("block-job-set-speed", R"({"device":"s","speed":0})");
+    const auto completed = event("BLOCK_JOB_COMPLETED");
+    EXPECT_NE(std::string::npos,
+              completed.member("error").string().value_or("no error").find(reason));
+    EXPECT_EQ(3u, images_in_use());
+    EXPECT_EQ(3u, recorded_chain("leaf").size());
+  }
+  ASSERT_TRUE(CoalesceJournal{}.save(journal));
+  command("block-stream", stream());  // what it is merged into goes, too
+  expect_completed();
+  EXPECT_EQ(1u, images_in_use());
+  EXPECT_TRUE(read_all() == before);
 }
 
 // A power cut at any of the writes that take the parent out of the header: all before it are
