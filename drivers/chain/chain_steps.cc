@@ -26,7 +26,7 @@ std::optional<size_t> ChainSteps::go_back(size_t first, const Error& why) {
   if (tries_ == kTries) return std::nullopt;
   for (size_t at = first; at < stamps_.size(); ++at) {
     const auto now = FileStamp::of(paths_[at]);
-    if (now && stamps_[at].says_unchanged(*now)) continue;
+    if (now && stamps_[at].looks_like(*now)) continue;
     ++tries_;
     paths_.resize(at);
     stamps_.resize(at);

@@ -33,8 +33,8 @@ class ChainSteps {
 
   // Somebody may have put an image on another parent since it was looked at, and removed the one
   // that it had. Where that can be why the next step failed: goes back to before the first file
-  // from number `first` on that is not for certain as it was when it was added, and says which.
-  // A few times only; then, and where all are as they were, none.
+  // from number `first` on that does not look as it did when it was added, and says which. A few
+  // times only; then, and where all are as they were, none.
   std::optional<size_t> go_back(size_t first, const Error& why);
 
   const std::vector<std::string>& paths() const { return paths_; }

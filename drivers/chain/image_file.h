@@ -32,10 +32,11 @@ struct FileStamp {
   bool settled = false;
 
   static Result<FileStamp> of(const std::string& path);
-  bool says_unchanged(const FileStamp& later) const {
-    return settled && identity == later.identity && size == later.size &&
-           modified == later.modified && changed == later.changed;
+  bool looks_like(const FileStamp& later) const {
+    return identity == later.identity && size == later.size && modified == later.modified &&
+           changed == later.changed;
   }
+  bool says_unchanged(const FileStamp& later) const { return settled && looks_like(later); }
 };
 
 class ImageFile {

@@ -66,6 +66,9 @@ TEST_F(VhdChain, AnImagePutOnAnotherParentMeanwhileIsLookedAtAgain) {
   ChainOpening opening({"vhd", path(3), {}}, {}, {**reactor, log, {false, false}});
   ASSERT_TRUE(opening.step().ok());
   ASSERT_TRUE(opening.step().ok());
+  // Its file's times will show the change.
+  while (!FileStamp::of(path(2))->settled) {
+  }
   // Image 2, which is open and was read, loses its parent as if that had been merged away.
   ASSERT_TRUE(set_parent(path(2), path(0), false).ok());
   unlink(path(1).c_str());
