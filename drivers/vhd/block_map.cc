@@ -15,13 +15,16 @@ constexpr uint32_t kMostBlocksAhead = 16;
 }  // namespace
 
 BlockMap::BlockMap(Metadata metadata, std::vector<uint32_t> table,
-                   std::optional<std::vector<std::byte>> batmap)
+                   std::optional<std::vector<std::byte>> batmap, bool device)
     : metadata_(std::move(metadata)), table_(std::move(table)) {
   const DynamicHeader& header = metadata_.header;
   end_ = end_of_blocks(metadata_, table_);
   allocated_ = static_cast<uint32_t>(
       std::count_if(table_.begin(), table_.end(), [](uint32_t e) { return e != kUnused; }));
-  next_ = align_up(end_ + header.bitmap_bytes(), kDataAlignment) - header.bitmap_bytes();
+  const uint64_t wide =
+      end_ + uint64_t{metadata_.blocks() - allocated_} * (header.block_size + kWideAlignment);
+  alignment_ = !device && wide / kSectorSize <= kMaxBlockSector ? kWideAlignment : kDataAlignment;
+  next_ = place_after(end_);
   footer_at_ = align_down(metadata_.file_size, kSectorSize) - kFooterSize;
   if (batmap) {
     full_ = std::move(*batmap);
@@ -58,12 +61,18 @@ Result<void> BlockMap::allocate(uint32_t block, Node& file) {
   if (!reads_as_zero(block)) unsafe_.push_back(block);
   ++allocated_;
   end_ = end;
-  next_ = align_up(end + header.bitmap_bytes(), kDataAlignment) - header.bitmap_bytes();
+  next_ = place_after(end);
   return {};
 }
 
+// Its bitmap; the data follow it.
+uint64_t BlockMap::place_after(uint64_t end) const {
+  const uint64_t bitmap = metadata_.header.bitmap_bytes();
+  return align_up(end + bitmap, alignment_) - bitmap;
+}
+
 Result<void> BlockMap::grow(uint64_t end, Node& file) {
-  const uint64_t stride = block_size() + kDataAlignment;
+  const uint64_t stride = block_size() + alignment_;
   const uint64_t ahead = std::min(allocated_ / 8, kMostBlocksAhead - 1) * stride;
   const uint64_t needed = align_up(end + kFooterSize, kDataAlignment);
   const uint64_t old = metadata_.file_size;

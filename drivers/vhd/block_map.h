@@ -48,8 +48,9 @@ struct FlushPlan {
 
 class BlockMap {
  public:
+  // `device`: the file is a block device, whose size is what somebody has reckoned for the image.
   BlockMap(Metadata metadata, std::vector<uint32_t> table,
-           std::optional<std::vector<std::byte>> batmap);
+           std::optional<std::vector<std::byte>> batmap, bool device);
 
   const Metadata& metadata() const { return metadata_; }
   uint32_t block_size() const { return metadata_.header.block_size; }
@@ -88,6 +89,7 @@ class BlockMap {
 
  private:
   bool reads_as_zero(uint32_t block) const;
+  uint64_t place_after(uint64_t end) const;
   Result<void> grow(uint64_t end, Node& file);
   void add(FlushPlan& plan, std::vector<FlushPlan::Chunk>& to, uint64_t offset,
            std::span<const std::byte> bytes) const;
@@ -95,6 +97,7 @@ class BlockMap {
   Metadata metadata_;
   std::vector<uint32_t> table_;      // file sectors, host order
   std::vector<std::byte> full_;      // as the batmap
+  uint64_t alignment_ = 0;           // bytes, of data
   uint64_t next_ = 0;                // where the next block's bitmap goes
   uint64_t end_ = 0;                 // of the last block
   uint32_t allocated_ = 0;           // blocks

@@ -8,9 +8,9 @@
 namespace vbdkit::drivers::vhd {
 namespace {
 
-// Data are aligned to this at most, so a smaller gap is no leak.
-constexpr uint64_t kLargestGap = 4096;  // bytes
-constexpr size_t kMostErrors = 100;     // that are told one by one
+// A smaller gap is no leak.
+constexpr uint64_t kLargestGap = kWideAlignment;
+constexpr size_t kMostErrors = 100;  // that are told one by one
 
 class Checker {
  public:

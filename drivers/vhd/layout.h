@@ -38,6 +38,9 @@ inline constexpr uint32_t kMaxBlocks = static_cast<uint32_t>(kMaxSize / kMinBloc
 // Blocks made here have their data at multiples of this, so that direct I/O takes them on any disk;
 // files end at one, too.
 inline constexpr uint64_t kDataAlignment = 4096;  // bytes
+// In files that have room for it, at multiples of this: the page cache keeps larger folios then,
+// and storage that is made of stripes or large pages has less to read and write again.
+inline constexpr uint64_t kWideAlignment = 64 * 1024;  // bytes
 // BAT entries are sectors: the last place where a block can begin.
 inline constexpr uint64_t kMaxBlockSector = kUnused - 1;
 

@@ -124,7 +124,7 @@ Result<std::unique_ptr<Layer>> WriteLayer::open(LayerSource source, const LayerC
   auto batmap = read_batmap(control, metadata);
   if (batmap && clear_stale_bits(*batmap, table))
     VBDKIT_TRY(write_batmap(control, metadata, *batmap));
-  BlockMap blocks(std::move(metadata), std::move(table), std::move(batmap));
+  BlockMap blocks(std::move(metadata), std::move(table), std::move(batmap), control.block_device());
   return std::unique_ptr<Layer>(new WriteLayer(std::move(source), context, std::move(control),
                                                std::move(parent), std::move(blocks), dirty_limit));
 }
@@ -385,7 +385,8 @@ Result<void> WriteLayer::resize(Bytes size) {
   VBDKIT_ASSIGN(Metadata metadata, read_metadata(control_));
   VBDKIT_ASSIGN(auto table, read_table(control_, metadata));
   auto batmap = read_batmap(control_, metadata);
-  blocks_ = BlockMap(std::move(metadata), std::move(table), std::move(batmap));
+  blocks_ =
+      BlockMap(std::move(metadata), std::move(table), std::move(batmap), control_.block_device());
   bitmaps_.clear();
   info_ = describe(blocks_.metadata(), *file_);
   return {};
