@@ -23,6 +23,7 @@ from nbd import pss_kib, wait_for
 
 PEER = "qsd"
 CONVERT_PEER = "qemu-img"
+PREAD = "pread"
 DEPTHS = [1, 8, 30, 64]
 SIZE_MIB = 256
 PIECE = 64 << 10
@@ -186,14 +187,27 @@ def measure_served(bench, fmt, chains, peers):
             compare_depths(bench.results, [case_of(depth, name) for depth in chains])
         for (depth, subject), (_, process) in parts["read"].items():
             bench.results.add(case_of(depth, "after the load"), subject, pss_kib=pss_kib(process.pid))
+    measure_pages(bench, fmt, chains, lambda depth: case_of(depth, "randread 4k qd1 by pread"))
 
 
-def compare_depths(results, cases):
-    """Our own cost of depth: each sample by that of depth 1 in the same round."""
-    shallow = results.samples(cases[0], "vbdkit", "iops")
-    for case in cases[1:]:
-        for deep, one in zip(list(results.samples(case, "vbdkit", "iops")), shallow):
-            results.add(case, "vbdkit", iops_by_depth_1=deep / one)
+def measure_pages(bench, fmt, chains, case_of):
+    """The kernel's share: the same bytes from the same files, without a server."""
+    maps = {depth: subprocess.run([bench.build / "vbdkit", "map", "--json", f"{fmt}:{chain[-1]}"], check=True,
+                                  stdout=subprocess.PIPE).stdout for depth, chain in chains.items()}
+    for depth in benchlib.alternating(list(maps), bench.rounds):
+        done = subprocess.run([bench.build / "tests/bench/pageload", str(bench.seconds)], input=maps[depth], check=True,
+                              stdout=subprocess.PIPE)
+        bench.add(case_of(depth), PREAD, json.loads(done.stdout))
+    compare_depths(bench.results, [case_of(depth) for depth in chains], PREAD)
+
+
+def compare_depths(results, cases, subject="vbdkit"):
+    """The cost of depth: each sample by that of depth 1 in the same round."""
+    for metric in ("iops", "cpu_us_per_io"):
+        shallow = results.samples(cases[0], subject, metric)
+        for case in cases[1:]:
+            for deep, one in zip(list(results.samples(case, subject, metric)), shallow):
+                results.add(case, subject, **{f"{metric}_by_depth_1": deep / one})
 
 
 def peers_at(fmt):

@@ -8,4 +8,4 @@ EXTRA_DIST += \
   tests/bench/sim.py
 
 .PHONY: bench-programs
-bench-programs: vbdkit vbdkit-backend vbdkitd simxen tests/bench/nbdload tests/sim/simfront tests/sim/simxen-run
+bench-programs: vbdkit vbdkit-backend vbdkitd simxen tests/bench/nbdload tests/bench/pageload tests/sim/simfront tests/sim/simxen-run

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-check_PROGRAMS += tests/bench/nbdload
+check_PROGRAMS += tests/bench/nbdload tests/bench/pageload
 tests_bench_nbdload_SOURCES = tests/bench/nbdload.cc
 tests_bench_nbdload_LDADD = libnbdserver.la libbase.la
+tests_bench_pageload_SOURCES = tests/bench/pageload.cc
+tests_bench_pageload_LDADD = libbase.la
 
 nbdtests = \
   tests/nbd/bios.sh \
