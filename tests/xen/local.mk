@@ -18,6 +18,7 @@ EXTRA_DIST += \
   tests/xen/cases/driver-domain.sh \
   tests/xen/cases/fio-verify.sh \
   tests/xen/cases/flush.sh \
+  tests/xen/cases/hvm.sh \
   tests/xen/cases/idle-memory.sh \
   tests/xen/cases/matrix.sh \
   tests/xen/cases/missing-image.sh \

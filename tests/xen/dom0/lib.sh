@@ -199,12 +199,12 @@ mark_console() {
   stat -c %s "$console/guest-$1.log" >"$state/$1.offset" 2>/dev/null || echo 0 >"$state/$1.offset"
 }
 
-# guest_create NAME [--fio] [--memory MIB] [--vcpus N] [--type pv|pvh] [--append WORDS] [--boot pygrub] [--config LINE]
-#              [DISK…]
+# guest_create NAME [--fio] [--memory MIB] [--vcpus N] [--type pv|pvh|hvm] [--append WORDS] [--boot disk|pygrub]
+#              [--config LINE] [DISK…]
 # `xl create` and wait until the guest listens. What xl printed is in $state/NAME.xl; returns xl's status if it failed.
-# --boot: no kernel of ours, pygrub finds one on the disk (see boot-disk.sh).
+# --boot: no kernel of ours; an HVM guest's BIOS reads its disk, or pygrub finds one there (see boot-disk.sh).
 guest_create() {
-  local name=$1 memory=160 vcpus=1 type=pv ramdisk=guest.img append='' boot='' config='' disks=''
+  local name=$1 memory=160 vcpus=1 type=pv kernel=/lab/vmlinux ramdisk=guest.img append='' boot='' config='' disks=''
   shift
   while [ $# -gt 0 ]; do
     case $1 in
@@ -218,6 +218,10 @@ guest_create() {
       *) disks+="'$1',"; shift ;;
     esac
   done
+  if [ "$type" = hvm ]; then # QEMU loads the kernel, which unpacks itself
+    kernel=/lab/vmlinuz
+    ((memory >= 256)) || memory=256
+  fi
   {
     cat <<END
 name = "$name"
@@ -228,20 +232,21 @@ disk = [ $disks ]
 $config
 END
     case $boot in
-      '') printf 'kernel = "/lab/vmlinux"\nramdisk = "/lab/%s"\nextra = "%s"\n' "$ramdisk" "$guest_words $append" ;;
+      '') printf 'kernel = "%s"\nramdisk = "/lab/%s"\nextra = "%s"\n' "$kernel" "$ramdisk" "$guest_words $append" ;;
       pygrub) printf 'bootloader = "pygrub"\nbootloader_args = [ "-q" ]\n' ;;
     esac
+    [ "$type" != hvm ] || printf 'vga = "none"\nvnc = 0\nserial = "file:%s"\n' "$state/$name.serial"
   } >"$state/$name.cfg"
   echo "kind: $type"
   mark_console "$name"
   xl create "$state/$name.cfg" >"$state/$name.xl" 2>&1 || return
-  guest_ready "$name"
+  if [ "$type" = hvm ]; then guest_ready "$name" 900; else guest_ready "$name"; fi
 }
 guest_words='console=hvc0 loglevel=4 rootfstype=ramfs'
 
-guest_ready() { # waits until the guest says that it listens
+guest_ready() { # guest_ready NAME [SECONDS]: waits until the guest says that it listens
   local text
-  until_true 240 console_has "$1" '@ready ' || {
+  until_true "${2:-240}" console_has "$1" '@ready ' || {
     console_text "$1"
     fail "guest $1 did not come up: ${text: -500}"
   }
