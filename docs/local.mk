@@ -15,7 +15,7 @@ dist_man_MANS += \
 
 examplesdir = $(docdir)/examples
 dist_examples_DATA = docs/examples/guest.cfg
-dist_examples_SCRIPTS = docs/examples/storage-manager.sh
+dist_examples_SCRIPTS = docs/examples/libvirt-hook.sh docs/examples/storage-manager.sh
 
 EXTRA_DIST += \
   docs/admin.md \
