@@ -26,6 +26,7 @@ EXTRA_DIST += \
   tests/xen/cases/multi-queue.sh \
   tests/xen/cases/ordinary-user.sh \
   tests/xen/cases/plugin-boot-qcow2.sh \
+  tests/xen/cases/plugin-fstrim-grow.sh \
   tests/xen/cases/plugin-migrate.sh \
   tests/xen/cases/plugin-reboot-destroy.sh \
   tests/xen/cases/plugin-refused.sh \
