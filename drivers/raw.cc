@@ -72,6 +72,7 @@ class RawNode final : public Node, private BouncePool::Client {
         readers_(context.options.readers),
         child_(context.options.child),
         ignore_flush_(context.options.ignore_flush),
+        locked_(!context.options.lock_later),
         reactor_(context.reactor),
         log_(context.log),
         bounce_(reactor_, *this) {}
@@ -121,6 +122,7 @@ class RawNode final : public Node, private BouncePool::Client {
   bool readers_;             // OpenOptions::readers
   const std::string child_;  // OpenOptions::child
   const bool ignore_flush_;
+  bool locked_;  // OpenOptions::lock_later
   io::Reactor& reactor_;
   const Logger& log_;
   NodeInfo info_;
@@ -150,7 +152,7 @@ Result<std::unique_ptr<RawFile>> RawNode::open_locked(bool read_only) {
   constexpr unsigned kTries = 16;
   for (unsigned i = 1;; ++i) {
     VBDKIT_ASSIGN(auto file, RawFile::open(path(), read_only, options_.direct, options_.align));
-    VBDKIT_TRY(take_locks(*file));
+    if (locked_) VBDKIT_TRY(take_locks(*file));
     if (!options_.locking) return file;
     // What has the name when the lock is taken is what is meant: nothing of it was read before.
     const auto named = check_name(file->fd.get(), path());
@@ -181,6 +183,10 @@ Result<void> RawNode::take_locks(const RawFile& file) {
 }
 
 Result<void> RawNode::share(Sharing sharing) {
+  if (!locked_) {
+    VBDKIT_TRY(take_locks(*file_));
+    locked_ = true;
+  }
   if (!options_.locking || shared_ || sharing == sharing_) return {};
   const auto mode = [&](Sharing s) {
     return s == Sharing::kCoalescer ? LockMode::kYieldingReader

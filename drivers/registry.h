@@ -62,6 +62,8 @@ struct OpenOptions {
   // Others read the image while it is written: what they may have seen of its metadata stays true
   // (whoever merges a layer into its parent writes only what the layer covers).
   bool readers = false;
+  // Of a file that is locked here already: its own lock is taken by the first Node::share().
+  bool lock_later = false;
 };
 
 struct OpenContext {

@@ -49,56 +49,67 @@ Chain outline(const Chain& chain, size_t more) {
   return next;
 }
 
-// The new leaf first: somebody may have found it under the image's name, and now it is locked while
-// what it stands on is still nobody's to read. Then the former one lets itself be read.
-Result<void> open_both(Chain& next, ChainNode& node, const NewLeaf& leaf,
-                       const OpenContext& context) {
-  const ChainOptions& options = node.options();
-  OpenContext writing = context;
-  writing.options.read_only = false;
-  VBDKIT_ASSIGN(next.layers[0],
-                open_layer(leaf.image.path, leaf.image.driver, leaf.image, writing));
-  VBDKIT_TRY(node.chain().leaf().file().share(Sharing::kReaders));
-  OpenContext reading = context;
-  reading.options.read_only = true;
-  reading.options.child = leaf.image.path;
-  VBDKIT_ASSIGN(next.stamps[1], FileStamp::of(leaf.former));
-  VBDKIT_ASSIGN(next.layers[1],
-                open_layer(leaf.former, node.chain().leaf().info().format, options.image, reading));
-  if (next.stamps[1].identity != node.chain().stamps.front().identity)
-    return failed(leaf.former, "is not the image in use");
-  VBDKIT_ASSIGN(next.stamps[0], FileStamp::of(leaf.image.path));
-  next.paths[0] = leaf.image.path;
-  next.paths[1] = leaf.former;
-  return check_leaf(*next.layers[0], leaf, *next.layers[1]);
-}
-
 }  // namespace
 
-Result<void> put_in_front(ChainNode& node, const NewLeaf& leaf, const OpenContext& context) {
-  Layer& present = node.chain().leaf();
+// The new leaf first: somebody may have found it under the image's name, and now it is locked while
+// what it stands on is still nobody's to read.
+Result<void> NewFront::open_both(const OpenContext& context) {
+  const Chain& present = node_->chain();
+  const ChainOptions& options = node_->options();
+  OpenContext writing = context;
+  writing.options.read_only = false;
+  VBDKIT_ASSIGN(next_.layers[0],
+                open_layer(leaf_.image.path, leaf_.image.driver, leaf_.image, writing));
+  OpenContext reading = context;
+  reading.options.read_only = true;
+  reading.options.child = leaf_.image.path;
+  reading.options.lock_later = true;
+  VBDKIT_ASSIGN(next_.stamps[1], FileStamp::of(leaf_.former));
+  VBDKIT_ASSIGN(next_.layers[1],
+                open_layer(leaf_.former, present.leaf().info().format, options.image, reading));
+  if (next_.stamps[1].identity != present.stamps.front().identity)
+    return failed(leaf_.former, "is not the image in use");
+  VBDKIT_ASSIGN(next_.stamps[0], FileStamp::of(leaf_.image.path));
+  next_.paths[0] = leaf_.image.path;
+  next_.paths[1] = leaf_.former;
+  return check_leaf(*next_.layers[0], leaf_, *next_.layers[1]);
+}
+
+Result<NewFront> NewFront::open(ChainNode& node, const NewLeaf& leaf, const OpenContext& context) {
   if (node.info().read_only)
     return Error(ErrorKind::kPermission, "snapshot: the disk is read-only", EROFS);
   if (node.chain().layers.size() >= kMaxChainDepth)
     return Error(ErrorKind::kUnsupported,
                  "snapshot: the chain has " + std::to_string(kMaxChainDepth) + " images already");
   // What is opened on its file next sees all of it.
-  VBDKIT_TRY(present.settle());
-  Chain next = outline(node.chain(), 1);
-  const Result<void> opened = open_both(next, node, leaf, context);
-  if (!opened) {
-    next = {};  // their locks go first
+  VBDKIT_TRY(node.chain().leaf().settle());
+  NewFront front(node, leaf);
+  front.next_ = outline(node.chain(), 1);
+  VBDKIT_TRY(front.open_both(context));
+  return front;
+}
+
+Result<void> NewFront::apply(const OpenContext& context) {
+  Node& present = node_->chain().leaf().file();
+  VBDKIT_TRY(present.share(Sharing::kReaders));
+  if (auto locked = next_.layers[1]->file().share(Sharing::kAsOpened); !locked) {
+    next_ = {};  // its locks go first
     // Where a reader came in between, it stays that way: it still keeps writers away.
-    if (const auto taken = present.file().share(Sharing::kAsOpened); !taken)
+    if (const auto taken = present.share(Sharing::kAsOpened); !taken)
       context.log.warning("%s", taken.error().message().c_str());
-    return opened;
+    return locked;
   }
-  ChainOptions options = node.options();
-  options.image = leaf.image;
-  options.driver = leaf.image.driver;
-  options.spec = GraphSpec{{leaf.image}}.to_string();
-  node.exchange(std::move(next), std::move(options));
+  ChainOptions options = node_->options();
+  options.image = leaf_.image;
+  options.driver = leaf_.image.driver;
+  options.spec = GraphSpec{{leaf_.image}}.to_string();
+  node_->exchange(std::move(next_), std::move(options));
   return {};
+}
+
+Result<void> put_in_front(ChainNode& node, const NewLeaf& leaf, const OpenContext& context) {
+  VBDKIT_ASSIGN(NewFront front, NewFront::open(node, leaf, context));
+  return front.apply(context);
 }
 
 ChainRefresh::ChainRefresh(ChainNode& node, const OpenContext& context)

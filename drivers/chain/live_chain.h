@@ -25,8 +25,25 @@ struct NewLeaf {
   std::string former;  // where the present leaf's file is by now
 };
 
-// In the pause: the leaf becomes a parent, opened for reading, and the new one takes the writes.
-// After a flush, so that there is little left to write.
+// A new leaf, in two steps in the same pause, with as much time between as is needed. Until apply()
+// the present leaf is as it was, and nobody else can read it. After a flush, so that there is
+// little left to write.
+class NewFront {
+ public:
+  // The new leaf for writing, the present one once more, as a parent.
+  static Result<NewFront> open(ChainNode& node, const NewLeaf& leaf, const OpenContext& context);
+  // The present leaf becomes a parent, and the new one takes the writes.
+  Result<void> apply(const OpenContext& context);
+
+ private:
+  NewFront(ChainNode& node, NewLeaf leaf) : node_(&node), leaf_(std::move(leaf)) {}
+  Result<void> open_both(const OpenContext& context);
+
+  ChainNode* node_;
+  NewLeaf leaf_;
+  Chain next_;
+};
+// Both steps.
 Result<void> put_in_front(ChainNode& node, const NewLeaf& leaf, const OpenContext& context);
 
 // Reads again which images the chain is made of. Those that are in it already and whose files have
