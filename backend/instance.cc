@@ -47,7 +47,10 @@ Result<void> Instance::open(Fd control) {
     };
   live_.emplace(reactor_, log_, *graph_,
                 drivers::OpenOptions{.read_only = options_.read_only, .shared = options_.shared},
-                std::move(admit));
+                admit);
+  group_.emplace(reactor_, log_, *graph_,
+                 drivers::OpenOptions{.read_only = options_.read_only, .shared = options_.shared},
+                 std::move(admit));
 
   VBDKIT_ASSIGN(RuntimeDir runtime, RuntimeDir::claim(options_.runtime_dir));
   runtime_.emplace(std::move(runtime));
@@ -63,6 +66,7 @@ Result<void> Instance::open(Fd control) {
   }
   add_commands();
   live_->add_to(commands_);
+  group_->add_to(commands_);
   add_claiming();
   VBDKIT_ASSIGN(
       qmp_, control::QmpServer::create(reactor_, log_, commands_,
@@ -172,6 +176,7 @@ void Instance::quit() {
   // From now on nobody can join: who has a disk for this image waits for our end.
   if (qmp_) qmp_->event("SHUTDOWN", R"({"guest":false,"reason":"host-qmp-quit"})");
   settings_->close();
+  group_->close();
   quit_waits_ = 2;
   jobs_->shutdown([this] { graph_->close([this] { finish_quit(); }); });
   if (nbd_) {

@@ -22,6 +22,7 @@
 #include "backend/blkif/vbd.h"
 #include "backend/control/qmp_server.h"
 #include "backend/disk_settings.h"
+#include "backend/group_commands.h"
 #include "backend/hook_link.h"
 #include "backend/image_claims.h"
 #include "backend/jobs/job_table.h"
@@ -148,6 +149,7 @@ class Instance {
   std::optional<RuntimeDir> runtime_;
   std::unique_ptr<LiveGraph> graph_;
   std::optional<LiveCommands> live_;
+  std::optional<GroupCommands> group_;
   std::optional<nbd::SchedulerStatus> nbd_status_;
   std::unique_ptr<nbd::Server> nbd_;
   std::unique_ptr<xen::XenStore> store_;

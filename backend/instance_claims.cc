@@ -74,7 +74,7 @@ void Instance::add_claiming() {
   watch_claims();
   for (const char* name :
        {"blockdev-snapshot-sync", "x-vbdkit-snapshot", "x-vbdkit-relink", "x-vbdkit-refresh",
-        "block_resize", "block-job-complete", "job-complete"})
+        "x-vbdkit-group-prepare", "block_resize", "block-job-complete", "job-complete"})
     refuse_while_held(name);
   for (const char* name :
        {"blockdev-mirror", "x-vbdkit-migrate", "drive-mirror", "blockdev-backup", "drive-backup"})

@@ -5,10 +5,10 @@
 
 #include <chrono>
 #include <filesystem>
-#include <map>
 #include <optional>
 #include <utility>
 
+#include "backend/control/arguments.h"
 #include "drivers/image_forest.h"
 #include "drivers/image_format.h"
 #include "drivers/image_snapshot.h"
@@ -18,6 +18,7 @@ namespace vbdkit {
 using control::Json;
 using control::JsonWriter;
 using control::Reply;
+using control::wrong_type;
 using drivers::NodeSpec;
 
 namespace {
@@ -31,22 +32,6 @@ bool same_file(const std::string& a, const std::string& b) {
 
 // std::function wants a copyable target.
 std::shared_ptr<Reply> hold(Reply reply) { return std::make_shared<Reply>(std::move(reply)); }
-
-Result<std::map<std::string, std::string>> read_options(const Json& arguments) {
-  std::map<std::string, std::string> options;
-  const Json object = arguments.member("options");
-  for (const std::string& key : object.keys()) {
-    const auto value = object.member(key).string();
-    if (!value) return Error(ErrorKind::kInvalid, "Parameter 'options." + key + "' is no string");
-    options[key] = *value;
-  }
-  return options;
-}
-
-Error bad_argument(const char* name, const char* expected) {
-  return Error(ErrorKind::kInvalid,
-               std::string("Invalid parameter type for '") + name + "', expected: " + expected);
-}
 
 // The image beneath the filters, as a spec.
 Result<NodeSpec> image_spec(const LiveGraph& graph) {
@@ -72,15 +57,12 @@ LiveCommands::LiveCommands(io::Reactor& reactor, const Logger& log, LiveGraph& g
       log_(log),
       graph_(graph),
       options_(std::move(options)),
-      admit_(std::move(admit)) {
+      admit_(std::move(admit)),
+      beside_(reactor) {
   // A parent may have been met while it was being written by a coalescer.
   retake_ = reactor_.timer([this] { retake_locks(); });
   if (graph_.chain() != nullptr && graph_.chain()->chain().layers.size() > 1)
     retake_->arm(io::Timer::Clock::now() + kRetakeInterval);
-}
-
-LiveCommands::~LiveCommands() {
-  if (worker_.joinable()) worker_.join();
 }
 
 void LiveCommands::add_to(control::CommandTable& commands) {
@@ -100,18 +82,10 @@ void LiveCommands::add_to(control::CommandTable& commands) {
   });
 }
 
-void LiveCommands::run_beside(std::function<Result<void>()> work, LiveGraph::Done done) {
-  if (worker_.joinable()) worker_.join();
-  worker_ = std::thread([this, work = std::move(work), done = std::move(done)] {
-    auto result = std::make_shared<Result<void>>(work());
-    reactor_.post([result, done] { done(std::move(*result)); });
-  });
-}
-
 // QEMU's arguments and meaning: the new file is the leaf.
 void LiveCommands::snapshot_sync(const Json& arguments, Reply reply) {
   const auto file = arguments.member("snapshot-file").string();
-  if (!file) return reply.error(bad_argument("snapshot-file", "string"));
+  if (!file) return reply.error(wrong_type("snapshot-file", "string"));
   const std::string mode = arguments.member("mode").string().value_or("absolute-paths");
   if (mode != "absolute-paths" && mode != "existing")
     return reply.error("GenericError", "Parameter 'mode' does not accept value '" + mode + "'");
@@ -145,8 +119,8 @@ void LiveCommands::snapshot_sync(const Json& arguments, Reply reply) {
 
 void LiveCommands::snapshot_name(const Json& arguments, Reply reply) {
   auto name = arguments.member("name").string();
-  if (!name) return reply.error(bad_argument("name", "string"));
-  auto options = read_options(arguments);
+  if (!name) return reply.error(wrong_type("name", "string"));
+  auto options = control::string_map(arguments, "options");
   if (!options) return reply.error(options.error());
   auto present = image_spec(graph_);
   if (!present) return reply.error(present.error());
@@ -174,7 +148,7 @@ void LiveCommands::take(std::shared_ptr<Snapshot> snapshot, Reply reply) {
   change.prepare = [this, snapshot](LiveGraph::Done ready) {
     if (graph_.top().info().read_only)
       return ready(Error(ErrorKind::kPermission, "snapshot: the disk is read-only", EROFS));
-    run_beside(snapshot->make, [this, snapshot, ready = std::move(ready)](Result<void> made) {
+    beside_.run(snapshot->make, [this, snapshot, ready = std::move(ready)](Result<void> made) {
       snapshot->made = made.ok();
       if (!made || !admit_) return ready(std::move(made));
       admit_(snapshot->image.path, ready);
@@ -236,12 +210,12 @@ void LiveCommands::refresh(Reply reply) {
 
 void LiveCommands::relink(const Json& arguments, Reply reply) {
   const auto from = arguments.member("from").string();
-  if (!from) return reply.error(bad_argument("from", "string"));
+  if (!from) return reply.error(wrong_type("from", "string"));
   drivers::ParentReference parent;
   if (const auto path = arguments.member("parent").string())
     parent.path = *path;
   else
-    return reply.error(bad_argument("parent", "string"));
+    return reply.error(wrong_type("parent", "string"));
   parent.tried = {parent.path};
   parent.format = arguments.member("parent-format").string().value_or("");
   change_parents(
@@ -291,13 +265,13 @@ void LiveCommands::change_parents(std::shared_ptr<std::unique_ptr<drivers::Chain
 
 void LiveCommands::yield_lock(const Json& arguments, Reply reply) {
   const Json paths = arguments.member("paths");
-  if (!paths.is_array()) return reply.error(bad_argument("paths", "array"));
+  if (!paths.is_array()) return reply.error(wrong_type("paths", "array"));
   auto* const node = graph_.chain();
   JsonWriter w;
   w.begin_object().key("yielded").begin_array();
   for (size_t i = 0; i < paths.size(); ++i) {
     const auto path = paths.at(i).string();
-    if (!path) return reply.error(bad_argument("paths", "array of strings"));
+    if (!path) return reply.error(wrong_type("paths", "array of strings"));
     for (size_t k = 0; node != nullptr && k < node->chain().layers.size(); ++k) {
       if (!same_file(node->chain().paths[k], *path)) continue;
       if (auto r = node->chain().layers[k]->file().share(drivers::Sharing::kCoalescer); !r)

@@ -17,9 +17,9 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "backend/beside.h"
 #include "backend/control/qmp_server.h"
 #include "backend/live_graph.h"
 #include "base/log.h"
@@ -37,7 +37,6 @@ class LiveCommands {
   // `options`: how the graph's image was opened.
   LiveCommands(io::Reactor& reactor, const Logger& log, LiveGraph& graph,
                drivers::OpenOptions options, Admit admit = {});
-  ~LiveCommands();
   LiveCommands(const LiveCommands&) = delete;
   LiveCommands& operator=(const LiveCommands&) = delete;
 
@@ -59,9 +58,6 @@ class LiveCommands {
   void yield_lock(const control::Json& arguments, control::Reply reply);
   void retake_locks();
 
-  // Runs `work` beside the loop, then `done` with its result in the loop. One at a time: the graph
-  // has one change under way.
-  void run_beside(std::function<Result<void>()> work, LiveGraph::Done done);
   drivers::OpenContext context() const { return {reactor_, log_, options_}; }
 
   io::Reactor& reactor_;
@@ -69,7 +65,7 @@ class LiveCommands {
   LiveGraph& graph_;
   const drivers::OpenOptions options_;
   const Admit admit_;
-  std::thread worker_;
+  Beside beside_;  // the graph has one change under way
   std::unique_ptr<io::Timer> retake_;
 };
 

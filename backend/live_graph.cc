@@ -98,7 +98,7 @@ void LiveGraph::flushed(int error) {
   if (error != 0)
     end(Error::from_errno(error, "flush " + top_->spec()));
   else if (paused_)
-    apply();
+    hold();
   else
     pause();
 }
@@ -111,8 +111,21 @@ void LiveGraph::pause() {
 }
 
 void LiveGraph::drained() {
-  if (!changes_.front().flush || top_->info().read_only) return apply();
+  if (!changes_.front().flush || top_->info().read_only) return hold();
   flush();
+}
+
+void LiveGraph::hold() {
+  // It may be called to its end inside of the call.
+  const auto wait = std::move(changes_.front().hold);
+  if (!wait) return apply();
+  wait([self = self_](Result<void> go) {
+    if (*self == nullptr) return;
+    if (go)
+      (*self)->apply();
+    else
+      (*self)->end(std::move(go));
+  });
 }
 
 void LiveGraph::apply() {

@@ -37,6 +37,9 @@ class LiveGraph {
     // Make durable what was written, while the disk runs and once more with nothing in flight: so
     // that a node that ends has little to write, and a storage that cannot is met before `apply`.
     bool flush = false;
+    // With nothing in flight, before `apply`, where that depends on others: consumers wait, for as
+    // long as it takes. Calls its argument once.
+    std::function<void(Done go)> hold = {};
     // With nothing in flight. `top` may be replaced; it is set on return. Requests that wait were
     // checked against the graph before: the disk gets no smaller, and its alignment no coarser.
     std::function<Result<void>(drivers::NodePtr& top)> apply = {};
@@ -103,6 +106,7 @@ class LiveGraph {
   void flushed(int error);
   void pause();
   void drained();
+  void hold();
   void apply();
   void end(Result<void> result);
 

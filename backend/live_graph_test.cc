@@ -187,6 +187,31 @@ TEST_F(LiveGraphTest, AQuestionOfBlockStatusIsWaitedForAndLaterOnesAskTheNewNode
   EXPECT_FALSE(bench_.broken);
 }
 
+TEST_F(LiveGraphTest, AChangeThatDependsOnOthersHoldsTheDiskUntilItIsKnown) {
+  for (const bool taken : {false, true}) {
+    LiveGraph::Done go;
+    auto b = to("b");
+    b.hold = [&](LiveGraph::Done known) { go = std::move(known); };
+    Client before(Op::kWrite), meanwhile(Op::kWrite);
+    submit(before);
+    graph_->change(std::move(b));
+    reactor_.turn();
+    EXPECT_FALSE(go) << "something is in flight";
+    bench_.complete();
+    reactor_.turn();
+    ASSERT_TRUE(go);
+    submit(meanwhile);
+    EXPECT_TRUE(bench_.held.empty());
+    go(taken ? Result<void>() : Error(ErrorKind::kTimedOut, "nobody says"));
+    reactor_.turn();
+    EXPECT_EQ(taken ? "b" : "a", graph_->top().spec());
+    ASSERT_EQ(1u, bench_.held.size());
+    bench_.complete();
+    EXPECT_EQ(0, meanwhile.error);
+  }
+  EXPECT_EQ("b- b+ ", log_);
+}
+
 TEST_F(LiveGraphTest, ChangesRunOneAfterTheOther) {
   Client request(Op::kRead);
   submit(request);

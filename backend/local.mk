@@ -74,10 +74,13 @@ libimageclaims_la_LIBADD = libcontrol.la libdrivers.la libruntimedir.la libio.la
 pkglibexec_PROGRAMS += vbdkit-backend
 vbdkit_backend_CPPFLAGS = $(AM_CPPFLAGS) -DVBDKIT_LIBEXECDIR='"$(pkglibexecdir)"'
 vbdkit_backend_SOURCES = \
+  backend/beside.h \
   backend/hook_link.cc \
   backend/hook_link.h \
   backend/disk_settings.cc \
   backend/disk_settings.h \
+  backend/group_commands.cc \
+  backend/group_commands.h \
   backend/instance.cc \
   backend/instance.h \
   backend/instance_claims.cc \

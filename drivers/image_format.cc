@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "drivers/chain/chain_steps.h"
+#include "drivers/group_snapshot.h"
 
 namespace vbdkit::drivers {
 
@@ -140,6 +141,7 @@ ChainFacts inspect_chain(const std::string& path, const std::string& format) {
 }
 
 Result<ImageLock> ImageLock::take(const std::string& path, LockMode mode) {
+  if (mode == LockMode::kWriter) VBDKIT_TRY(end_interrupted_group(path));
   // A lock that keeps others out must be on a file opened for writing, and may become one later.
   auto opened = Fd::open(path, O_RDWR | O_NONBLOCK);
   const bool writes = mode != LockMode::kReader && mode != LockMode::kSharedReader;

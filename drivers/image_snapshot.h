@@ -11,6 +11,7 @@
 #include <string>
 
 #include "base/result.h"
+#include "drivers/image_forest.h"
 #include "drivers/image_format.h"
 #include "drivers/registry.h"
 
@@ -31,6 +32,8 @@ class ImageSnapshot {
   Result<void> commit();
   // After commit(), before the new image was written: back to the old state.
   Result<void> undo();
+  // The new image's file before commit().
+  std::string fresh() const { return path_ + std::string(kNewImage); }
 
  private:
   ImageSnapshot(std::string path, std::string name)
@@ -38,7 +41,6 @@ class ImageSnapshot {
   Result<void> link_name();
   Result<void> make_fresh(const ImageFormat& format, const std::string& parent_format,
                           const std::map<std::string, std::string>& options);
-  std::string fresh() const { return path_ + ".vbdkit-new"; }
 
   std::string path_;
   std::string name_;

@@ -8,6 +8,8 @@ libdrivers_la_SOURCES = \
   drivers/file_lock.h \
   drivers/file_probe.cc \
   drivers/file_probe.h \
+  drivers/group_snapshot.cc \
+  drivers/group_snapshot.h \
   drivers/image_forest.cc \
   drivers/image_forest.h \
   drivers/image_snapshot.cc \
@@ -15,6 +17,8 @@ libdrivers_la_SOURCES = \
   drivers/image_format.cc \
   drivers/image_format.h \
   drivers/iov.h \
+  drivers/journal_text.cc \
+  drivers/journal_text.h \
   drivers/log_filter.cc \
   drivers/log_filter.h \
   drivers/memory_leaf.cc \
@@ -55,6 +59,7 @@ drivers_drivers_test_SOURCES = \
   drivers/conformance_test.cc \
   drivers/delay_test.cc \
   drivers/fault_filter.h \
+  drivers/group_snapshot_test.cc \
   drivers/log_filter_test.cc \
   drivers/loop_device.h \
   drivers/raw_test.cc \

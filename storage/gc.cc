@@ -13,6 +13,7 @@
 #include <optional>
 #include <set>
 
+#include "drivers/group_snapshot.h"
 #include "drivers/image_forest.h"
 #include "storage/arguments.h"
 #include "storage/coalesce.h"
@@ -62,6 +63,14 @@ bool is_hidden(const ForestImage& image) {
 }
 
 std::optional<Step> step_for_file(const std::string& path) {
+  if (path.ends_with(drivers::kGroupJournal) || path.ends_with(drivers::kGroupTaken))
+    return Step{Step::What::kFinish, path, {}, {}, "a group's snapshot was interrupted"};
+  if (path.ends_with(drivers::kMemberRecord))
+    return Step{Step::What::kFinish,
+                path.substr(0, path.size() - drivers::kMemberRecord.size()),
+                {},
+                {},
+                "a group's snapshot was interrupted"};
   if (path.ends_with(kJournal)) {
     const std::string image = path.substr(0, path.size() - kJournal.size());
     const auto* const format = drivers::format_by_name_of(image);
@@ -133,6 +142,16 @@ Result<void> remove_file(const Step& step, const Logger& log) {
   return drivers::sync_directory(drivers::directory_of(step.path));
 }
 
+// A member's image, or a journal.
+Result<void> end_group(const Step& step, const Logger& log) {
+  if (step.path.ends_with(drivers::kGroupJournal) || step.path.ends_with(drivers::kGroupTaken))
+    return drivers::end_abandoned_group(step.path);
+  VBDKIT_ASSIGN(const OfflineClaims claims,
+                OfflineClaims::take({{step.path, ImageClaims::mode_of(false, false)}}, log));
+  VBDKIT_TRY(claims.may_write());
+  return drivers::end_interrupted_group(step.path);
+}
+
 class Collector {
  public:
   Collector(const po::variables_map& vm, const Logger& log) : vm_(vm), log_(log) {}
@@ -163,6 +182,7 @@ class Collector {
  private:
   Result<void> take(const Step& step) {
     if (step.what == Step::What::kRemove) return remove_file(step, log_);
+    if (step.what == Step::What::kFinish && step.format.empty()) return end_group(step, log_);
     VBDKIT_ASSIGN(const auto outcome, merge_into_parent({step.format, step.path, {}}, {},
                                                         registry_of(vm_), engine_, log_));
     return {};

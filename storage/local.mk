@@ -66,6 +66,8 @@ vbdkit_SOURCES = \
   storage/shared_registry.h \
   storage/snapshot.cc \
   storage/snapshot.h \
+  storage/snapshot_group.cc \
+  storage/snapshot_group.h \
   storage/stats.cc \
   storage/stats.h \
   storage/steer.cc \

@@ -14,86 +14,21 @@
 #include "storage/command.h"
 #include "storage/image_options.h"
 #include "storage/instance_argument.h"
-#include "storage/offline_claims.h"
+#include "storage/snapshot_group.h"
 
 namespace vbdkit::storage {
 namespace {
 
 // So long the disks of a group stand still at most.
-constexpr std::chrono::seconds kGroupPause{30};
-
-struct Member {
-  drivers::NodeSpec image;
-  std::string name;
-};
-
-// "vhd:/srv/b.vhd=/srv/b-before.vhd"
-Result<Member> parse_member(const std::string& text) {
-  const size_t equals = text.rfind('=');
-  if (equals == std::string::npos || equals + 1 == text.size())
-    return usage_error("--group " + text + ": expected SPEC=NAME");
-  VBDKIT_ASSIGN(drivers::NodeSpec image, parse_image(text.substr(0, equals)));
-  return Member{std::move(image), text.substr(equals + 1)};
-}
-
-// An instance whose disk stands still, until this ends or the instance has waited long enough.
-class Paused {
- public:
-  static Result<Paused> take(InstanceRecord instance) {
-    const std::string timeout = std::to_string(std::chrono::milliseconds(kGroupPause).count());
-    VBDKIT_ASSIGN(const auto done,
-                  ask(instance, "x-vbdkit-pause", "{\"timeout-ms\":" + timeout + "}"));
-    return Paused(std::move(instance));
-  }
-  Paused(Paused&& other) noexcept : instance_(std::exchange(other.instance_, std::nullopt)) {}
-  Paused& operator=(Paused&&) = delete;
-  ~Paused() {
-    if (!instance_) return;
-    // Where that fails, it resumes by itself.
-    const auto ignored = ask(*instance_, "x-vbdkit-resume");
-    static_cast<void>(ignored);
-  }
-
- private:
-  explicit Paused(InstanceRecord instance) : instance_(std::move(instance)) {}
-  std::optional<InstanceRecord> instance_;
-};
-
-// All of one moment: disks in use stand still together meanwhile.
-Result<void> take_group(const std::vector<Member>& members,
-                        const std::map<std::string, std::string>& options, const Registry& registry,
-                        const Logger& log) {
-  std::vector<Paused> paused;
-  const auto start = std::chrono::steady_clock::now();
-  for (const Member& member : members) {
-    VBDKIT_ASSIGN(auto users, registry.find_image(member.image.path, Registry::Where::kLeaf));
-    for (InstanceRecord& user : users) {
-      if (user.read_only) continue;
-      VBDKIT_ASSIGN(Paused one, Paused::take(std::move(user)));
-      paused.push_back(std::move(one));
-    }
-  }
-  std::string taken;
-  for (const Member& member : members) {
-    auto done = take_snapshot(member.image, member.name, options, registry, log);
-    if (!done)
-      return std::move(done).error().context(taken.empty() ? "of the group none was taken"
-                                                           : "of the group were taken:" + taken);
-    taken += " " + member.name;
-  }
-  if (std::chrono::steady_clock::now() - start < kGroupPause) return {};
-  return Error(
-      ErrorKind::kTimedOut,
-      "the snapshots took longer than disks stand still, and are not of one moment:" + taken);
-}
+constexpr unsigned kGroupPause = 5000;  // milliseconds
 
 Result<int> run_snapshot(const po::variables_map& vm, const Logger& log) {
-  std::vector<Member> members;
+  std::vector<GroupImage> members;
   VBDKIT_ASSIGN(drivers::NodeSpec image, parse_image(text_of(vm, "SPEC")));
   members.push_back({std::move(image), text_of(vm, "NAME")});
   if (vm.count("group") != 0)
     for (const std::string& text : vm["group"].as<std::vector<std::string>>()) {
-      VBDKIT_ASSIGN(Member member, parse_member(text));
+      VBDKIT_ASSIGN(GroupImage member, parse_group_image(text));
       members.push_back(std::move(member));
     }
   VBDKIT_ASSIGN(const auto options, parse_options(vm));
@@ -101,7 +36,9 @@ Result<int> run_snapshot(const po::variables_map& vm, const Logger& log) {
   if (members.size() == 1)
     VBDKIT_TRY(take_snapshot(members[0].image, members[0].name, options, registry, log));
   else
-    VBDKIT_TRY(take_group(members, options, registry, log));
+    VBDKIT_TRY(take_group(members, options,
+                          std::chrono::milliseconds(vm["longest-pause"].as<unsigned>()), registry,
+                          log));
   return kExitOk;
 }
 
@@ -144,28 +81,34 @@ Result<void> ask_for_snapshot(const InstanceRecord& instance, const std::string&
 
 }  // namespace
 
+Result<ImageHold> ImageHold::take(const drivers::NodeSpec& image, const Logger& log) {
+  VBDKIT_ASSIGN(OfflineClaims claims,
+                OfflineClaims::take({{image.path, ImageClaims::Mode::kWrite}}, log));
+  VBDKIT_ASSIGN(drivers::ImageLock lock,
+                drivers::ImageLock::take(image.path, drivers::LockMode::kWriter));
+  ImageHold hold(std::move(claims), std::move(lock));
+  // An instance that is just taking a snapshot has made this file, and writes its parent still.
+  if (const auto* const format = drivers::find_image_format(image.driver);
+      format != nullptr && format->plan_parent != nullptr) {
+    VBDKIT_ASSIGN(const auto facts, format->inspect(image.path));
+    if (facts.parent) {
+      VBDKIT_ASSIGN(hold.parent_lock_,
+                    drivers::ImageLock::take(facts.parent->path, drivers::LockMode::kReader));
+    }
+  }
+  VBDKIT_TRY(drivers::check_childless(image.path));
+  return hold;
+}
+
 Result<void> take_snapshot(const drivers::NodeSpec& image, const std::string& name,
                            const std::map<std::string, std::string>& options,
                            const Registry& registry, const Logger& log) {
   VBDKIT_ASSIGN(const auto users, registry.find_image(image.path, Registry::Where::kLeaf));
   for (const InstanceRecord& user : users)
     if (!user.read_only) return ask_for_snapshot(user, name, options);
-  VBDKIT_ASSIGN(const auto claims,
-                OfflineClaims::take({{image.path, ImageClaims::Mode::kWrite}}, log));
-  VBDKIT_ASSIGN(const auto lock, drivers::ImageLock::take(image.path, drivers::LockMode::kWriter));
-  // An instance that is just taking a snapshot has made this file, and writes its parent still.
-  std::optional<drivers::ImageLock> parent_lock;
-  if (const auto* const format = drivers::find_image_format(image.driver);
-      format != nullptr && format->plan_parent != nullptr) {
-    VBDKIT_ASSIGN(const auto facts, format->inspect(image.path));
-    if (facts.parent) {
-      VBDKIT_ASSIGN(parent_lock,
-                    drivers::ImageLock::take(facts.parent->path, drivers::LockMode::kReader));
-    }
-  }
-  VBDKIT_TRY(drivers::check_childless(image.path));
+  VBDKIT_ASSIGN(const ImageHold hold, ImageHold::take(image, log));
   VBDKIT_ASSIGN(auto taken, drivers::ImageSnapshot::prepare(image, name, options));
-  VBDKIT_TRY(claims.may_write());
+  VBDKIT_TRY(hold.may_write());
   return taken.commit();
 }
 
@@ -173,7 +116,9 @@ int snapshot(const std::vector<std::string>& args, const Logger& log) {
   Syntax syntax("snapshot [OPTION...] SPEC NAME", {"SPEC", "NAME"});
   syntax.options.add_options()(
       "group", po::value<std::vector<std::string>>()->composing()->value_name("SPEC=NAME"),
-      "another disk, at the same moment; may be given several times");
+      "another disk, at the same moment, or none; may be given several times")(
+      "longest-pause", po::value<unsigned>()->value_name("MS")->default_value(kGroupPause),
+      "where the disks of a group would stand still for longer, none is taken");
   add_format_options(syntax);
   add_runtime_dir_option(syntax.options);
   return run_command(syntax, args, log,

@@ -5,11 +5,15 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "base/log.h"
 #include "base/result.h"
+#include "drivers/image_format.h"
 #include "drivers/registry.h"
+#include "storage/offline_claims.h"
 #include "storage/registry.h"
 
 namespace vbdkit::storage {
@@ -21,5 +25,20 @@ namespace vbdkit::storage {
 Result<void> take_snapshot(const drivers::NodeSpec& image, const std::string& name,
                            const std::map<std::string, std::string>& options,
                            const Registry& registry, const Logger& log);
+
+// An image that nobody has open, kept so: claimed, locked, and nobody's parent.
+class ImageHold {
+ public:
+  static Result<ImageHold> take(const drivers::NodeSpec& image, const Logger& log);
+  // Before a step that cannot be undone.
+  Result<void> may_write() const { return claims_.may_write(); }
+
+ private:
+  ImageHold(OfflineClaims claims, drivers::ImageLock lock)
+      : claims_(std::move(claims)), lock_(std::move(lock)) {}
+  OfflineClaims claims_;
+  drivers::ImageLock lock_;
+  std::optional<drivers::ImageLock> parent_lock_;
+};
 
 }  // namespace vbdkit::storage

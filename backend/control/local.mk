@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 noinst_LTLIBRARIES += libcontrol.la
 libcontrol_la_SOURCES = \
+  backend/control/arguments.cc \
+  backend/control/arguments.h \
   backend/control/channel.cc \
   backend/control/channel.h \
   backend/control/json.cc \

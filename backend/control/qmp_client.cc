@@ -46,8 +46,20 @@ Result<QmpClient> QmpClient::adopt(Fd socket, Clock::duration timeout) {
 Result<Json> QmpClient::execute(std::string_view command, std::string_view arguments,
                                 Clock::duration timeout) {
   const auto deadline = Clock::now() + timeout;
-  // A peer that ended has perhaps said why before.
-  const auto sent = send(qmp_command(command, arguments), deadline);
+  return answer(write(qmp_command(command, arguments), deadline), deadline);
+}
+
+Result<void> QmpClient::send(std::string_view command, std::string_view arguments,
+                             Clock::duration timeout) {
+  return write(qmp_command(command, arguments), Clock::now() + timeout);
+}
+
+Result<Json> QmpClient::answer(Clock::duration timeout) {
+  return answer(Result<void>(), Clock::now() + timeout);
+}
+
+// A peer that ended has perhaps said why before, though nothing could be sent any more.
+Result<Json> QmpClient::answer(const Result<void>& sent, Clock::time_point deadline) {
   for (;;) {
     auto received = receive(deadline);
     if (!received) return sent ? std::move(received).error() : sent.error();
@@ -89,7 +101,7 @@ Result<Json> QmpClient::receive(Clock::time_point deadline) {
   }
 }
 
-Result<void> QmpClient::send(std::string_view text, Clock::time_point deadline) {
+Result<void> QmpClient::write(std::string_view text, Clock::time_point deadline) {
   while (!text.empty()) {
     const ssize_t n = ::send(socket_.get(), text.data(), text.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
     if (n >= 0) {

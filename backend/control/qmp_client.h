@@ -30,13 +30,19 @@ class QmpClient {
   Result<Json> execute(std::string_view command, std::string_view arguments = {},
                        Clock::duration timeout = std::chrono::seconds(30));
 
+  // The two halves of execute(), for who has several peers to ask at once. `timeout` is each
+  // half's.
+  Result<void> send(std::string_view command, std::string_view arguments, Clock::duration timeout);
+  Result<Json> answer(Clock::duration timeout);
+
   // The oldest event not yet taken.
   Result<Json> event(Clock::duration timeout);
 
  private:
   explicit QmpClient(Fd socket) : socket_(std::move(socket)) {}
   Result<Json> receive(Clock::time_point deadline);
-  Result<void> send(std::string_view text, Clock::time_point deadline);
+  Result<Json> answer(const Result<void>& sent, Clock::time_point deadline);
+  Result<void> write(std::string_view text, Clock::time_point deadline);
 
   Fd socket_;
   JsonFramer framer_{16 * 1024 * 1024};

@@ -2,6 +2,7 @@
 #include "drivers/chain/open_chain.h"
 
 #include "drivers/drivers.h"
+#include "drivers/group_snapshot.h"
 #include "drivers/options.h"
 
 namespace vbdkit::drivers {
@@ -21,6 +22,8 @@ Result<bool> ChainOpening::step() {
 
 Result<bool> ChainOpening::add_next() {
   if (chain_.layers.empty()) {
+    if (!context_.options.read_only && !context_.options.shared)
+      VBDKIT_TRY(end_interrupted_group(spec_.path));
     VBDKIT_TRY(add(spec_.path, spec_.driver));
     return true;
   }

@@ -3,82 +3,17 @@
 
 #include <unistd.h>
 
-#include <charconv>
-#include <cstdio>
-
 #include "drivers/image_forest.h"
+#include "drivers/journal_text.h"
 
 namespace vbdkit::drivers {
 namespace {
 
 constexpr const char* kFirstLine = "vbdkit-coalesce 1";
-constexpr uint64_t kMostBytes = uint64_t{64} << 20;
 constexpr const char* kStages[] = {"copy", "relink", "remove"};
 
-template <typename Bytes>
-std::string to_hex(const Bytes& bytes) {
-  constexpr char kDigits[] = "0123456789abcdef";
-  std::string text;
-  for (const auto byte : bytes) {
-    const auto value = static_cast<unsigned char>(byte);
-    text += kDigits[value >> 4];
-    text += kDigits[value & 15];
-  }
-  return text;
-}
-
-std::optional<std::vector<std::byte>> from_hex(std::string_view text) {
-  std::vector<std::byte> bytes;
-  if (text.size() % 2 != 0) return std::nullopt;
-  for (size_t i = 0; i < text.size(); i += 2) {
-    uint8_t value = 0;
-    const auto [end, error] = std::from_chars(&text[i], &text[i] + 2, value, 16);
-    if (error != std::errc() || end != &text[i] + 2) return std::nullopt;
-    bytes.push_back(static_cast<std::byte>(value));
-  }
-  return bytes;
-}
-
-// What is in front of the first `end`, which goes with it; all there is without one.
-std::string_view take_until(std::string_view& text, char end) {
-  const std::string_view taken = text.substr(0, text.find(end));
-  text.remove_prefix(std::min(text.size(), taken.size() + 1));
-  return taken;
-}
-
-// One line's words after the first, each of which must be there and be right. No stream: those
-// would bring all locales into the instances.
-class Words {
- public:
-  explicit Words(std::string_view line) : rest_(line), keyword_(take_until(rest_, ' ')) {}
-  std::string_view keyword() const { return keyword_; }
-
-  uint64_t number() {
-    const std::string_view word = take_until(rest_, ' ');
-    uint64_t value = 0;
-    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
-    good_ = good_ && !word.empty() && error == std::errc() && end == word.data() + word.size();
-    return value;
-  }
-  std::vector<std::byte> bytes() {
-    auto value = from_hex(take_until(rest_, ' '));
-    good_ = good_ && value.has_value();
-    return std::move(value).value_or(std::vector<std::byte>());
-  }
-  std::string text() {
-    const auto value = bytes();
-    return {reinterpret_cast<const char*>(value.data()), value.size()};
-  }
-  bool good() const { return good_ && rest_.empty(); }
-
- private:
-  std::string_view rest_;
-  std::string_view keyword_;
-  bool good_ = true;
-};
-
 bool parse_line(std::string_view line, CoalesceJournal& journal) {
-  Words words(line);
+  JournalLine words(line);
   if (words.keyword() == "image") {
     journal.image = words.number();
   } else if (words.keyword() == "parent") {
@@ -143,30 +78,15 @@ Result<CoalesceJournal> CoalesceJournal::parse(const std::string& text) {
 }
 
 Result<std::optional<CoalesceJournal>> CoalesceJournal::load(const std::string& path) {
-  const auto file = ImageFile::open(path, ImageFile::Mode::kRead);
-  if (!file && file.error().sys_errno() == ENOENT) return std::optional<CoalesceJournal>();
-  if (!file) return file.error();
-  VBDKIT_ASSIGN(const Bytes size, file->size());
-  if (size.v > kMostBytes) return Error(ErrorKind::kCorrupt, path + ": too long for a journal");
-  std::string text(size.v, '\0');
-  VBDKIT_TRY(file->read(0, std::as_writable_bytes(std::span(text))));
-  auto journal = parse(text);
+  VBDKIT_ASSIGN(const auto text, load_journal(path));
+  if (!text) return std::optional<CoalesceJournal>();
+  auto journal = parse(*text);
   if (!journal) return std::move(journal).error().context(path);
   return std::optional<CoalesceJournal>(std::move(journal).value());
 }
 
 Result<void> CoalesceJournal::save(const std::string& path) const {
-  const std::string fresh = path + ".new";
-  ::unlink(fresh.c_str());
-  {
-    VBDKIT_ASSIGN(ImageFile file, ImageFile::open(fresh, ImageFile::Mode::kCreate));
-    const std::string text = to_text();
-    VBDKIT_TRY(file.write(0, std::as_bytes(std::span(text))));
-    VBDKIT_TRY(file.flush());
-  }
-  if (::rename(fresh.c_str(), path.c_str()) != 0)
-    return Error::from_errno(errno, "rename " + fresh + " to " + path);
-  return sync_directory(directory_of(path));
+  return save_journal(path, to_text());
 }
 
 Result<void> CoalesceJournal::begin_anew(const std::string& image) {

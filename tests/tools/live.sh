@@ -115,8 +115,9 @@ b=$(activate qcow2:group/b.qcow2)
 vbdkit snapshot vhd:group/a.vhd group/a-then.vhd --group qcow2:group/b.qcow2=group/b-then.qcow2
 [ "$(chain_of "$a")$(chain_of "$b")" = '["a.vhd","a-then.vhd"]["b.qcow2","b-then.qcow2"]' ] ||
   fail "a group: $(chain_of "$a")$(chain_of "$b")"
-refused 1 'taken: group/a-2.vhd: .*File exists' snapshot vhd:group/a.vhd group/a-2.vhd \
+refused 1 'none was taken: .*File exists' snapshot vhd:group/a.vhd group/a-2.vhd \
   --group qcow2:group/b.qcow2=group/b-then.qcow2
+[ ! -e group/a-2.vhd ] || fail "of a group that was refused one was taken"
 for disk in "$a" "$b"; do
   [ "$(record "$disk" | jq -r .state)" = running ] || fail "a disk of a group still waits"
   end "$disk"

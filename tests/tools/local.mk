@@ -4,6 +4,7 @@ toolstests = \
   tests/tools/coalesce.sh \
   tests/tools/convert.sh \
   tests/tools/golden.sh \
+  tests/tools/group.sh \
   tests/tools/hooks.sh \
   tests/tools/images.sh \
   tests/tools/instances.sh \
