@@ -82,13 +82,17 @@ Result<std::optional<std::string>> load_journal(const std::string& path) {
 Result<void> save_journal(const std::string& path, const std::string& text) {
   const std::string fresh = path + ".new";
   ::unlink(fresh.c_str());
-  {
+  const auto make = [&]() -> Result<void> {
     VBDKIT_ASSIGN(ImageFile file, ImageFile::open(fresh, ImageFile::Mode::kCreate));
     VBDKIT_TRY(file.write(0, std::as_bytes(std::span(text))));
     VBDKIT_TRY(file.flush());
-  }
-  if (::rename(fresh.c_str(), path.c_str()) != 0)
+    if (::rename(fresh.c_str(), path.c_str()) == 0) return {};
     return Error::from_errno(errno, "rename " + fresh + " to " + path);
+  };
+  if (auto made = make(); !made) {
+    ::unlink(fresh.c_str());
+    return made;
+  }
   return sync_directory(directory_of(path));
 }
 

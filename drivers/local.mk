@@ -27,6 +27,7 @@ libdrivers_la_SOURCES = \
   drivers/null.cc \
   drivers/options.cc \
   drivers/options.h \
+  drivers/patience.h \
   drivers/ram.cc \
   drivers/raw.cc \
   drivers/raw_bounce.cc \

@@ -41,4 +41,13 @@ std::unique_ptr<MirrorFilter> MirrorJob::make_filter(drivers::NodePtr disk) {
   return filter;
 }
 
+// What becomes the disk waits for its server as disks do.
+void MirrorJob::finish(Done done) {
+  const auto last = [this](drivers::NodePtr&) -> Result<void> {
+    if (target_.impatient != nullptr) target_.impatient->set_patience({});
+    return {};
+  };
+  replace(target_.node, last, std::move(done));
+}
+
 }  // namespace vbdkit::jobs

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "backend/jobs/block_job.h"
+#include "drivers/patience.h"
 #include "drivers/registry.h"
 
 namespace vbdkit::jobs {
@@ -22,6 +23,8 @@ enum class Sync {
 struct JobTarget {
   drivers::NodePtr node;
   bool zero = false;  // it was made for the job: it reads as zeroes
+  // It waits for ever for a server that is lost, but not while guests' writes wait for it.
+  drivers::Patience* impatient = nullptr;
 };
 
 class MirrorJob final : public BlockJob {
@@ -35,7 +38,7 @@ class MirrorJob final : public BlockJob {
   MirrorJob(const JobContext& context, JobSettings settings, JobTarget target, Sync sync);
   std::unique_ptr<drivers::MirrorFilter> make_filter(drivers::NodePtr disk) override;
   bool tied_to_chain() const override { return sync_ == Sync::kTop; }
-  void finish(Done done) override { replace(target_.node, {}, std::move(done)); }
+  void finish(Done done) override;
 
   JobTarget target_;
   const Sync sync_;

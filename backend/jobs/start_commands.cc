@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
 #include <initializer_list>
 #include <utility>
@@ -24,6 +25,8 @@ using control::Reply;
 namespace {
 
 constexpr const char* kDevice = "disk";
+// So long a guest's write waits for a job's target whose server is lost; then the job ends.
+constexpr std::chrono::seconds kTargetPatience{5};
 
 Error invalid(std::string message) { return Error(ErrorKind::kInvalid, std::move(message)); }
 
@@ -89,6 +92,12 @@ Result<JobTarget> open_spec(const JobTable& jobs, const std::string& spec) {
   const JobContext& context = jobs.context();
   JobTarget target;
   VBDKIT_ASSIGN(target.node, drivers::open_graph(graph, {context.reactor, context.log, {}}));
+  for (drivers::Node* node = target.node.get(); node != nullptr; node = node->next_node())
+    if (auto* const waits = dynamic_cast<drivers::Patience*>(node);
+        waits != nullptr && waits->patience().count() == 0) {
+      waits->set_patience(kTargetPatience);
+      target.impatient = waits;
+    }
   return target;
 }
 

@@ -27,6 +27,7 @@ NbdNode::NbdNode(const LibNbd& api, NodeSpec spec, Target target, NbdOptions opt
       spec_(std::move(spec)),
       target_(std::move(target)),
       options_(options),
+      patience_(options.reconnect_timeout),
       reactor_(context.reactor),
       log_(context.log),
       label_("nbd: " + target_.uri),

@@ -38,6 +38,7 @@
 #include "drivers/nbd/command.h"
 #include "drivers/nbd/connection.h"
 #include "drivers/node.h"
+#include "drivers/patience.h"
 #include "drivers/registry.h"
 #include "drivers/stored_image.h"
 
@@ -60,7 +61,7 @@ struct NbdCounters {
   uint64_t own_flushes = 0;
 };
 
-class NbdNode final : public Node, private Connection::Owner {
+class NbdNode final : public Node, public Patience, private Connection::Owner {
  public:
   NbdNode(const LibNbd& api, NodeSpec spec, Target target, NbdOptions options,
           const OpenContext& context);
@@ -87,6 +88,8 @@ class NbdNode final : public Node, private Connection::Owner {
   Result<void> refresh_size() override;
   Result<void> resize(Bytes size) override;
   Result<void> reopen(bool read_only) override;
+  std::chrono::milliseconds patience() const override { return patience_; }
+  void set_patience(std::chrono::milliseconds patience) override;
 
  private:
   enum class Phase {
@@ -137,6 +140,7 @@ class NbdNode final : public Node, private Connection::Owner {
   NodeSpec spec_;
   Target target_;
   const NbdOptions options_;
+  std::chrono::milliseconds patience_;
   io::Reactor& reactor_;
   const Logger& log_;
   const std::string label_;  // for messages

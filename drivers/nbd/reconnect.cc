@@ -74,8 +74,7 @@ void NbdNode::lost(const std::string& why) {
     log_.limited(loss_limit_, LogLevel::kWarning,
                  "%s: connection lost (%s); the disk waits for the server", label_.c_str(),
                  why.c_str());
-    if (options_.reconnect_timeout.count() != 0)
-      give_up_->arm(lost_at_ + options_.reconnect_timeout);
+    if (patience_.count() != 0) give_up_->arm(lost_at_ + patience_);
     if (options_.replay_memory == 0 && sequence_ > flushed_) {
       flushed_ = sequence_;
       lost_error_ = EIO;
@@ -167,10 +166,19 @@ void NbdNode::connected() {
   next_replay_ = unflushed_.front();
 }
 
+void NbdNode::set_patience(std::chrono::milliseconds patience) {
+  patience_ = patience;
+  const bool away = phase_ == Phase::kWaiting || phase_ == Phase::kConnecting;
+  if (patience_.count() == 0)
+    give_up_->cancel();
+  else if (away && !given_up_)
+    give_up_->arm(std::max(Clock::now(), lost_at_ + patience_));
+}
+
 void NbdNode::give_up() {
   given_up_ = true;
   log_.error("%s: no connection within %.1f s; requests fail until there is one", label_.c_str(),
-             std::chrono::duration<double>(options_.reconnect_timeout).count());
+             std::chrono::duration<double>(patience_).count());
   // Answers may bring new requests, which fail as well.
   while (!waiting_.empty()) answer(waiting_.pop_front(), EIO);
 }

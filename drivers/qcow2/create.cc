@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "drivers/qcow2/create.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 
@@ -228,8 +230,9 @@ Result<void> create_image(const std::string& path, const CreateOptions& options)
   auto file = MetadataFile::open(path, ImageFile::Mode::kCreate);
   if (!file) return std::move(file).error().context("qcow2: create");
   auto written = write_image(*file, options);
-  if (!written) return std::move(written).error().context("qcow2: create " + path);
-  return {};
+  if (written) return {};
+  if (!file->block_device()) ::unlink(path.c_str());
+  return std::move(written).error().context("qcow2: create " + path);
 }
 
 }  // namespace vbdkit::drivers::qcow2

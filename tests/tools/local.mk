@@ -3,6 +3,7 @@ toolstests = \
   tests/tools/chains.sh \
   tests/tools/coalesce.sh \
   tests/tools/convert.sh \
+  tests/tools/faults.sh \
   tests/tools/golden.sh \
   tests/tools/group.sh \
   tests/tools/hooks.sh \
