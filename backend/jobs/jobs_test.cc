@@ -195,6 +195,23 @@ INSTANTIATE_TEST_SUITE_P(Formats, CommitJobTest, testing::Values("vhd", "qcow2")
 
 class Jobs : public JobTest {};
 
+TEST_P(CommitJobTest, WhatLiesBeneathTheDisksOwnImageIsLeftToTheCommand) {
+  make_chain();
+  open(format() + ":" + path(file("leaf")));
+  const auto why = [&](const std::string& arguments) {
+    return refusal("block-commit", R"({"device":"disk",)" + arguments + "}");
+  };
+  const auto top = [&](const std::string& name) { return R"("top":")" + path(name) + "\""; };
+  EXPECT_NE(std::string::npos,
+            why(top(file("middle"))).find("vbdkit coalesce " + format() + ":" + path("middle")));
+  EXPECT_NE(std::string::npos, why(top("elsewhere")).find("is not an image of the disk"));
+  EXPECT_NE(std::string::npos, why(R"("top-node":"node1")").find("no node names"));
+  EXPECT_NE(std::string::npos, why(R"("base-node":"node1")").find("no node names"));
+  command("block-commit", R"({"device":"disk",)" + top(file("leaf")) + R"(,"base":")" +
+                              path(file("middle")) + "\"}");
+  event("BLOCK_JOB_READY");
+}
+
 TEST_F(Jobs, MigrateSwitchesByItself) {
   create("raw", "source");
   create("raw", "target");

@@ -181,14 +181,34 @@ Result<void> start_backup(JobTable& jobs, const Json& given, OpenTarget open) {
   return {};
 }
 
+// What lies beneath the disk's own image may be in use by other instances, of which one alone does
+// not know: their merging is the command's.
+Result<void> check_top(const drivers::ChainNode* chain, const std::string& top) {
+  if (chain == nullptr) return invalid("The disk's image has no parent to be merged into");
+  const drivers::Chain& images = chain->chain();
+  for (size_t i = 0; i < images.paths.size(); ++i) {
+    std::error_code ignored;
+    if (top != images.paths[i] && !std::filesystem::equivalent(top, images.paths[i], ignored))
+      continue;
+    if (i == 0) return {};
+    return Error(ErrorKind::kUnsupported,
+                 "Parameter 'top' can only be the disk's own image; what lies beneath it is merged "
+                 "while guests run by: vbdkit coalesce " +
+                     std::string(images.layers[i]->info().format) + ":" + top);
+  }
+  return Error(ErrorKind::kNotFound, "Parameter 'top': " + top + " is not an image of the disk");
+}
+
 Result<void> start_commit(JobTable& jobs, const Json& given) {
   VBDKIT_ASSIGN(JobSettings settings, settings_of(given, jobs));
   VBDKIT_TRY(only(given, "on-error", "report"));
-  const drivers::ChainNode* const chain = jobs.context().graph.chain();
-  if (const auto top = given.member("top").string();
-      top && (chain == nullptr || *top != chain->chain().paths.front()))
-    return Error(ErrorKind::kUnsupported,
-                 "Parameter 'top' can only be the disk's own image; vbdkit coalesce merges others");
+  for (const char* key : {"base-node", "top-node"})
+    if (!given.member(key).is_null())
+      return Error(ErrorKind::kUnsupported, std::string("Parameter '") + key +
+                                                "': parents have no node names here; 'base' and "
+                                                "'top' take paths");
+  if (const auto top = given.member("top").string())
+    VBDKIT_TRY(check_top(jobs.context().graph.chain(), *top));
   VBDKIT_ASSIGN(auto job, CommitJob::create(jobs.context(), std::move(settings),
                                             given.member("base").string().value_or("")));
   jobs.start(std::move(job));
@@ -254,8 +274,8 @@ void add_start_commands(control::CommandTable& commands, JobTable& jobs) {
   add("drive-backup", with_common({"format", "mode", "bitmap", "bitmap-mode", "compress"}),
       [&jobs](const Json& given) { return start_backup(jobs, given, open_file); });
   add("block-commit",
-      {"job-id", "device", "base", "top", "speed", "on-error", "filter-node-name", "auto-finalize",
-       "auto-dismiss"},
+      {"job-id", "device", "base", "base-node", "top", "top-node", "speed", "on-error",
+       "filter-node-name", "auto-finalize", "auto-dismiss"},
       [&jobs](const Json& given) { return start_commit(jobs, given); });
   add("block-stream",
       {"job-id", "device", "base", "base-node", "backing-file", "speed", "on-error",
