@@ -62,6 +62,8 @@ const std::regex& conflicts() {
       "|'base' can only be the parent"
       "|is not beneath"
       "|still has .* open"
+      "|[Ss]napshot of this disk and others (is under way|was given up)"
+      "|disk (could wait|waits for no group, or waits) no longer"
       "|which is not found here \\(it may just have been given another name\\)"
       "|is being merged into .*; that has to be ended first"
       // Of an instance that has just crashed.
