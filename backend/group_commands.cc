@@ -138,7 +138,10 @@ void GroupCommands::prepare(const Json& given, Reply reply) {
   change.apply = [this](drivers::NodePtr&) -> Result<void> {
     return group_->front->apply({reactor_, log_, options_});
   };
-  change.done = [this](Result<void> result) { end(std::move(result)); };
+  change.tidy = [this](const Result<void>& result, std::function<void()> tidied) {
+    tidy(result, std::move(tidied));
+  };
+  change.done = [this](Result<void> result) { forget(std::move(result)); };
   graph_.change(std::move(change));
 }
 
@@ -228,8 +231,8 @@ void GroupCommands::settled(Verdict verdict) {
   go(Error(ErrorKind::kTimedOut, "the snapshot of this disk and others was given up"));
 }
 
-// The disk goes on in the next turn of the loop.
-void GroupCommands::end(Result<void> result) {
+// The disk goes on in the next turn of the loop. The next change finds the names as they are to be.
+void GroupCommands::tidy(const Result<void>& result, std::function<void()> tidied) {
   Group& group = *group_;
   timer_->cancel();
   group.stage = Group::Stage::kEnding;
@@ -239,15 +242,14 @@ void GroupCommands::end(Result<void> result) {
     ::_exit(EXIT_FAILURE);
   }
   group.front.reset();  // its locks
-  if (!group.member->has_value()) return forget(std::move(result));
-  auto why = std::make_shared<Result<void>>(std::move(result));
+  if (!group.member->has_value()) return tidied();
   beside_.run([member = group.member,
                taken = group.taken] { return taken ? (*member)->keep() : (*member)->undo(); },
-              [this, why](Result<void> done) {
+              [this, tidied = std::move(tidied)](const Result<void>& done) {
                 if (!done)
                   log_.error("snapshot of several disks: tidying up: %s",
                              done.error().message().c_str());
-                forget(std::move(*why));
+                tidied();
               });
 }
 

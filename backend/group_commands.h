@@ -54,7 +54,7 @@ class GroupCommands {
   void settle(control::Reply reply);
   void settle_now();
   void settled(drivers::Verdict verdict);
-  void end(Result<void> result);
+  void tidy(const Result<void>& result, std::function<void()> tidied);
   void forget(Result<void> result);
   void wait_for_word(std::chrono::milliseconds time);
   void look();

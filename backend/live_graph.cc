@@ -136,11 +136,20 @@ void LiveGraph::apply() {
 
 void LiveGraph::end(Result<void> result) {
   if (std::exchange(paused_, false)) scheduler_->resume();
+  if (result)
+    for (const auto& observer : observers_) observer();
+  // It may be called to its end inside of the call.
+  const auto tidy = std::move(changes_.front().tidy);
+  if (!tidy) return ended(std::move(result));
+  tidy(result, [self = self_, result] {
+    if (*self != nullptr) (*self)->ended(result);
+  });
+}
+
+void LiveGraph::ended(Result<void> result) {
   const Change change = std::move(changes_.front());
   changes_.pop_front();
   if (!changes_.empty()) begin();
-  if (result)
-    for (const auto& observer : observers_) observer();
   if (changes_.empty())
     for (auto& closed : std::exchange(closing_, {})) reactor_.post(std::move(closed));
   if (change.done) change.done(std::move(result));

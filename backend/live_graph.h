@@ -43,6 +43,9 @@ class LiveGraph {
     // With nothing in flight. `top` may be replaced; it is set on return. Requests that wait were
     // checked against the graph before: the disk gets no smaller, and its alignment no coarser.
     std::function<Result<void>(drivers::NodePtr& top)> apply = {};
+    // When the disk goes on, and before the next change begins: what is left to do with files.
+    // Calls its argument once.
+    std::function<void(const Result<void>& result, std::function<void()> tidied)> tidy = {};
     // At last, from the loop.
     Done done = {};
   };
@@ -109,6 +112,7 @@ class LiveGraph {
   void hold();
   void apply();
   void end(Result<void> result);
+  void ended(Result<void> result);
 
   io::Reactor& reactor_;
   drivers::NodePtr top_;

@@ -212,6 +212,32 @@ TEST_F(LiveGraphTest, AChangeThatDependsOnOthersHoldsTheDiskUntilItIsKnown) {
   EXPECT_EQ("b- b+ ", log_);
 }
 
+TEST_F(LiveGraphTest, TheNextChangeWaitsUntilFilesAreTidiedAndGuestsDoNot) {
+  for (const bool good : {true, false}) {
+    std::function<void()> tidied;
+    auto b = to("b");
+    if (!good) b.apply = [](NodePtr&) -> Result<void> { return Error(ErrorKind::kIo, "no"); };
+    b.tidy = [&](const Result<void>& result, std::function<void()> done) {
+      EXPECT_EQ(good, result.ok());
+      tidied = std::move(done);
+    };
+    graph_->change(std::move(b));
+    graph_->change(to("c"));
+    reactor_.turn();
+    ASSERT_TRUE(tidied);
+    Client request(Op::kRead);
+    submit(request);
+    ASSERT_EQ(1u, bench_.held.size());
+    bench_.complete();
+    EXPECT_EQ("", log_);
+    EXPECT_TRUE(graph_->changing());
+    tidied();
+    reactor_.turn();
+    EXPECT_EQ(good ? "b+ c+ " : "b- c+ ", log_);
+    log_.clear();
+  }
+}
+
 TEST_F(LiveGraphTest, ChangesRunOneAfterTheOther) {
   Client request(Op::kRead);
   submit(request);

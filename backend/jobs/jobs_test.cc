@@ -154,6 +154,26 @@ TEST_P(CommitJobTest, AfterASnapshotOnlyWhatTheNewLeafHoldsIsMerged) {
   EXPECT_EQ(1u, drivers::inspect_chain(path(file("leaf")), format()).paths.size());
 }
 
+// While the chain reads the parent nothing of it is used again; then it is the disk's alone.
+TEST_P(CommitJobTest, SpaceThatIsGivenBackAfterItIsUsedAgain) {
+  if (format() != "qcow2") GTEST_SKIP() << "a VHD gives no space back";
+  make_chain();
+  open(format() + ":" + path(file("leaf")));
+  fill(0, 8 << 20, 0x33);
+  command("block-commit", commit());
+  event("BLOCK_JOB_READY");
+  command("block-job-complete", R"({"device":"c"})");
+  EXPECT_TRUE(event("BLOCK_JOB_COMPLETED").member("error").is_null());
+  request(drivers::Op::kDiscard, 0, 8 << 20, nullptr);
+  request(drivers::Op::kFlush, 0, 0, nullptr);
+  const uint64_t before = std::filesystem::file_size(path(file("leaf")));
+  fill(10 << 20, 3 << 20, 0x44);
+  request(drivers::Op::kFlush, 0, 0, nullptr);
+  EXPECT_LT(std::filesystem::file_size(path(file("leaf"))), before + (1 << 20));
+  close();
+  check(format(), file("leaf"));
+}
+
 TEST_P(CommitJobTest, CancelledItLeavesTheChainAsItWas) {
   make_chain();
   open(format() + ":" + path(file("leaf")));

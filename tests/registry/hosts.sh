@@ -68,6 +68,26 @@ refused_on b "is in use on host a by $a" activate --backend "$BACKEND" "qcow2:$s
 c=$(activate_on b "qcow2:$share/c.qcow2")
 ok "a live snapshot's parent can be shared, its leaf cannot"
 
+# A group's new leaves likewise, in use or not; and a stream gives up what its disk stood on.
+for name in d e; do
+  vbdkit create --parent "qcow2:$share/base.qcow2" "qcow2:$share/$name.qcow2" >/dev/null
+done
+d=$(activate_on a "qcow2:$share/d.qcow2")
+on a vbdkit snapshot "qcow2:$share/d.qcow2" "$share/d-then.qcow2" \
+  --group "qcow2:$share/e.qcow2=$share/e-then.qcow2"
+refused_on b "is in use on host a by $d \(write" activate --backend "$BACKEND" \
+  "qcow2:$share/d.qcow2"
+e=$(activate_on b "qcow2:$share/e.qcow2")
+on b vbdkit deactivate "$e"
+refused_on b "is in use on host a by $d \(read" check --repair "qcow2:$share/d-then.qcow2"
+from=$(($(revision) + 1))
+on a vbdkit stream "qcow2:$share/d.qcow2" >/dev/null
+await_key "/vbdkit/images/san/i$(stat -c %i "$share/d-then.qcow2")/a/$d" DELETE "$from"
+on b vbdkit check --repair "qcow2:$share/d-then.qcow2" >/dev/null
+on a vbdkit deactivate "$d"
+rm "$share"/[de].qcow2 "$share"/[de]-then.qcow2
+ok "a group's new leaves are claimed, and what a stream needs no more is free"
+
 # A coalesce writes to what others read.
 refused_on a 'is in use on host b by .* \(read' coalesce "qcow2:$share/snap.qcow2"
 on b vbdkit deactivate "$c"
