@@ -20,6 +20,7 @@ EXTRA_DIST += \
   tests/xen/cases/flush.sh \
   tests/xen/cases/hvm.sh \
   tests/xen/cases/idle-memory.sh \
+  tests/xen/cases/kexec.sh \
   tests/xen/cases/libvirt.sh \
   tests/xen/cases/matrix.sh \
   tests/xen/cases/missing-image.sh \
