@@ -279,6 +279,12 @@ Result<void> end_interrupted_group(const std::string& image) {
   return member->undo();
 }
 
+Result<std::optional<OpenMembership>> open_membership(const std::string& image) {
+  VBDKIT_ASSIGN(const auto member, GroupMember::load(image));
+  if (!member) return std::optional<OpenMembership>();
+  return std::optional<OpenMembership>({member->name_, member->journal_});
+}
+
 Result<void> end_abandoned_group(const std::string& journal) {
   const bool decided = journal.ends_with(kGroupTaken);
   const std::string undecided =
@@ -290,7 +296,11 @@ Result<void> end_abandoned_group(const std::string& journal) {
     VBDKIT_ASSIGN(const Verdict verdict, settle_group(undecided));
     static_cast<void>(verdict);
   }
-  for (const std::string& image : images) VBDKIT_TRY(end_interrupted_group(image));
+  for (const std::string& image : images) {
+    auto ended = end_interrupted_group(image);
+    // Who has it open does that himself, now that there is a verdict.
+    if (!ended && ended.error().kind() != ErrorKind::kBusy) return ended;
+  }
   return remove_journal(undecided);
 }
 

@@ -57,6 +57,11 @@ Result<Verdict> settle_group(const std::string& journal);
 // There is a verdict, or nobody any more who would take the snapshots.
 bool group_abandoned(const std::string& journal);
 
+struct OpenMembership {
+  std::string name;  // that the image's content has got
+  std::string journal;
+};
+
 class GroupMember {
  public:
   // All files of the snapshot, durable: the image's name is the new leaf's.
@@ -70,6 +75,7 @@ class GroupMember {
 
  private:
   friend Result<void> end_interrupted_group(const std::string& image);
+  friend Result<std::optional<OpenMembership>> open_membership(const std::string& image);
   // A leaf that stands on another image grows with the first byte written to it; opening one for
   // writing may change its times.
   struct LeafStamp {
@@ -95,7 +101,10 @@ class GroupMember {
 // Before an image that nobody has open is written: carries out what a group's verdict says of it.
 // Nothing where it has no record.
 Result<void> end_interrupted_group(const std::string& image);
-// The same for all images of a journal, which goes. Refused while its owner lives.
+// What the image's record says, where it has one.
+Result<std::optional<OpenMembership>> open_membership(const std::string& image);
+// As end_interrupted_group(), for all images of a journal, which goes. Refused while its owner
+// lives.
 Result<void> end_abandoned_group(const std::string& journal);
 
 // What the names of records and journals end in.

@@ -142,10 +142,24 @@ Result<void> remove_file(const Step& step, const Logger& log) {
   return drivers::sync_directory(drivers::directory_of(step.path));
 }
 
+// A disk in use that waits for a command that is no more finds that out in a moment; now it is
+// told.
+Result<void> tell_member(const std::string& image, const Registry& registry) {
+  VBDKIT_ASSIGN(const auto member, drivers::open_membership(image));
+  if (!member || !drivers::group_abandoned(member->journal)) return {};
+  VBDKIT_ASSIGN(const auto users, registry.find_image(member->name, Registry::Where::kLeaf));
+  for (const InstanceRecord& user : users) {
+    const auto told = ask(user, "x-vbdkit-group-settle");
+    if (!told && told.error().kind() != ErrorKind::kNotFound) return told.error();
+  }
+  return {};
+}
+
 // A member's image, or a journal.
-Result<void> end_group(const Step& step, const Logger& log) {
+Result<void> end_group(const Step& step, const Registry& registry, const Logger& log) {
   if (step.path.ends_with(drivers::kGroupJournal) || step.path.ends_with(drivers::kGroupTaken))
     return drivers::end_abandoned_group(step.path);
+  VBDKIT_TRY(tell_member(step.path, registry));
   VBDKIT_ASSIGN(const OfflineClaims claims,
                 OfflineClaims::take({{step.path, ImageClaims::mode_of(false, false)}}, log));
   VBDKIT_TRY(claims.may_write());
@@ -182,7 +196,8 @@ class Collector {
  private:
   Result<void> take(const Step& step) {
     if (step.what == Step::What::kRemove) return remove_file(step, log_);
-    if (step.what == Step::What::kFinish && step.format.empty()) return end_group(step, log_);
+    if (step.what == Step::What::kFinish && step.format.empty())
+      return end_group(step, registry_of(vm_), log_);
     VBDKIT_ASSIGN(const auto outcome, merge_into_parent({step.format, step.path, {}}, {},
                                                         registry_of(vm_), engine_, log_));
     return {};

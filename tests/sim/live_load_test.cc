@@ -66,9 +66,6 @@ const std::regex& conflicts() {
       "|disk (could wait|waits for no group, or waits) no longer"
       "|which is not found here \\(it may just have been given another name\\)"
       "|is being merged into .*; that has to be ended first"
-      "|A snapshot of this disk and others is under way"
-      "|waits for no group, or waits no longer"
-      "|a disk could wait no longer"
       // Of an instance that has just crashed.
       "|instance .* is dead"
       "|QMP: .*(Connection re(set by peer|fused)|Broken pipe|closed)");
