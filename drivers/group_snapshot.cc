@@ -263,7 +263,12 @@ bool GroupMember::leaf_was_written() const {
 
 Result<void> end_interrupted_group(const std::string& image) {
   VBDKIT_ASSIGN(auto found, GroupMember::load(image));
-  if (!found) return {};
+  if (!found) {
+    // The first record of one who was killed; at the worst that of one who finds it gone, and
+    // fails.
+    ::unlink((record_of(image) + ".new").c_str());
+    return {};
+  }
   // Its owner may live.
   std::vector<Fd> locks;
   for (const std::string& path : {image, found->name_}) {

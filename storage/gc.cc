@@ -138,7 +138,9 @@ Result<void> remove_file(const Step& step, const Logger& log) {
     if (of_journal) VBDKIT_TRY(lock->mark_merging());
     VBDKIT_TRY(claims->may_write());
   }
-  if (::unlink(step.path.c_str()) != 0) return Error::from_errno(errno, "remove " + step.path);
+  // Whoever took the lock may have ended what the file was left of.
+  if (::unlink(step.path.c_str()) != 0 && errno != ENOENT)
+    return Error::from_errno(errno, "remove " + step.path);
   return drivers::sync_directory(drivers::directory_of(step.path));
 }
 
