@@ -33,6 +33,8 @@ const char* name_of(ImageClaims::Mode mode) {
       return "shared-read";
     case ImageClaims::Mode::kSharedWrite:
       return "shared-write";
+    case ImageClaims::Mode::kMerge:
+      return "merge";
   }
   return "";
 }
@@ -41,11 +43,12 @@ const char* name_of(ImageClaims::Mode mode) {
 bool includes(ImageClaims::Mode has, ImageClaims::Mode wanted) {
   using enum ImageClaims::Mode;
   if (has == wanted || has == kWrite) return true;
-  return wanted == kSharedRead;
+  return wanted == kSharedRead || (has == kMerge && wanted == kRead);
 }
 
 bool writes(ImageClaims::Mode mode) {
-  return mode == ImageClaims::Mode::kWrite || mode == ImageClaims::Mode::kSharedWrite;
+  return mode == ImageClaims::Mode::kWrite || mode == ImageClaims::Mode::kSharedWrite ||
+         mode == ImageClaims::Mode::kMerge;
 }
 
 std::string directory_of(const std::string& path) {
@@ -116,8 +119,11 @@ Result<ImageClaims::Wanted> ImageClaims::shared_among(const std::vector<Use>& us
     }
     if (!image) return std::move(image).error();
     if (!*image) continue;
-    const auto [at, fresh] = wanted.try_emplace(**image, Held{use.mode, use.path, 0});
+    const auto [at, fresh] = wanted.try_emplace(**image, Held{use.mode, use.path, 0, {}});
     if (!fresh && includes(use.mode, at->second.mode)) at->second.mode = use.mode;
+    if (use.through.empty()) continue;
+    VBDKIT_ASSIGN(auto through, config_.image_at(use.through));
+    if (through) at->second.through = std::move(*through);
   }
   return wanted;
 }
@@ -144,7 +150,9 @@ std::string ImageClaims::claim_arguments(const Wanted& wanted) const {
   w.begin_object().field("holder", holder_).key("images").begin_array();
   for (const auto& [image, use] : wanted) {
     w.begin_object().field("image", image).field("mode", name_of(use.mode));
-    w.field("path", use.path).end_object();
+    w.field("path", use.path);
+    if (!use.through.empty()) w.field("through", use.through);
+    w.end_object();
   }
   w.end_array().end_object();
   return w.take();
@@ -169,7 +177,7 @@ Result<void> ImageClaims::claimed(const Wanted& wanted, const Json& answer) {
   if (epoch_ != epoch) epoch_ = 0;
   size_t at = 0;
   for (const auto& [image, use] : wanted)
-    held_[image] = {use.mode, use.path, revisions.at(at++).number().value_or(0)};
+    held_[image] = {use.mode, use.path, revisions.at(at++).number().value_or(0), use.through};
   reactor_.set_gate(this);
   look();
   return {};
@@ -177,14 +185,22 @@ Result<void> ImageClaims::claimed(const Wanted& wanted, const Json& answer) {
 
 Result<void> ImageClaims::acquire_now(const std::vector<Use>& uses) {
   VBDKIT_ASSIGN(const Wanted wanted, shared_among(uses));
-  const Wanted lacks = lacking(wanted);
-  if (lacks.empty()) return {};
-  const std::string& path = lacks.begin()->second.path;
+  return claim_now(lacking(wanted));
+}
+
+Result<void> ImageClaims::change_now(const std::vector<Use>& uses) {
+  VBDKIT_ASSIGN(const Wanted wanted, shared_among(uses));
+  return claim_now(wanted);
+}
+
+Result<void> ImageClaims::claim_now(const Wanted& wanted) {
+  if (wanted.empty()) return {};
+  const std::string& path = wanted.begin()->second.path;
   auto client = control::QmpClient::connect(socket_);
   if (!client) return unreachable(client.error(), path);
-  const auto answer = client->execute("registry-claim", claim_arguments(lacks), kPatience);
+  const auto answer = client->execute("registry-claim", claim_arguments(wanted), kPatience);
   if (!answer) return Error(answer.error()).context("registry");
-  VBDKIT_TRY(claimed(lacks, *answer));
+  VBDKIT_TRY(claimed(wanted, *answer));
   // What opening does is not done by the reactor.
   return may_write();
 }
@@ -213,6 +229,13 @@ void ImageClaims::settle(const std::vector<Use>& uses) {
   }
   settling_ = std::move(*wanted);
   retry_settling();
+}
+
+void ImageClaims::when_settled(std::function<void()> then) {
+  if (steps_.empty())
+    reactor_.post(std::move(then));
+  else
+    when_settled_.push_back(std::move(then));
 }
 
 void ImageClaims::retry_settling() {
@@ -288,6 +311,8 @@ void ImageClaims::step_done(Result<Json> answer) {
   steps_.pop_front();
   if (!steps_.empty()) next_step();
   step.then(std::move(answer));
+  if (steps_.empty())
+    for (auto& then : std::exchange(when_settled_, {})) reactor_.post(std::move(then));
 }
 
 // ---- the lease ----

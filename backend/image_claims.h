@@ -34,11 +34,12 @@ namespace vbdkit {
 
 class ImageClaims final : public io::FileGate {
  public:
-  // As registryd names them.
-  enum class Mode { kRead, kWrite, kSharedRead, kSharedWrite };
+  // As registryd names them (registryd/claim_store.h).
+  enum class Mode { kRead, kWrite, kSharedRead, kSharedWrite, kMerge };
   struct Use {
     std::string path;
     Mode mode = Mode::kRead;
+    std::string through{};  // kMerge: the path of the image between, or nothing
   };
   static Mode mode_of(bool read_only, bool shared);
 
@@ -61,9 +62,13 @@ class ImageClaims final : public io::FileGate {
 
   // kBusy names the host and the instance that has it.
   [[gnu::cold]] Result<void> acquire_now(const std::vector<Use>& uses);
+  // Also where more is held of one than is wanted now.
+  [[gnu::cold]] Result<void> change_now(const std::vector<Use>& uses);
   [[gnu::cold]] void acquire(const std::vector<Use>& uses, Done done);
   // What is used now: claims what it lacks, and gives up all else.
   [[gnu::cold]] void settle(const std::vector<Use>& uses);
+  // When other hosts know, as far as they can be told.
+  [[gnu::cold]] void when_settled(std::function<void()> then);
   bool covers(const std::vector<Use>& uses) const;
 
   // For what does not go through the reactor.
@@ -79,6 +84,7 @@ class ImageClaims final : public io::FileGate {
     Mode mode = Mode::kRead;
     std::string path;
     uint64_t revision = 0;
+    std::string through{};  // an image's name
   };
   struct Step {
     const char* command;
@@ -92,6 +98,7 @@ class ImageClaims final : public io::FileGate {
   Result<Wanted> shared_among(const std::vector<Use>& uses) const;
   bool covers(const std::string& image, Mode mode) const;
   Wanted lacking(const Wanted& wanted) const;
+  Result<void> claim_now(const Wanted& wanted);
   std::string claim_arguments(const Wanted& wanted) const;
   Result<void> claimed(const Wanted& wanted, const control::Json& answer);
   Result<void> open_view();
@@ -125,6 +132,7 @@ class ImageClaims final : public io::FileGate {
   std::unique_ptr<io::Timer> timer_;
   std::unique_ptr<io::Timer> settle_timer_;
   std::deque<Step> steps_;  // the first is under way
+  std::vector<std::function<void()>> when_settled_;
   std::unique_ptr<control::QmpLink> link_;
   std::thread flusher_;
   const std::shared_ptr<ImageClaims*> self_;  // what is posted finds this gone

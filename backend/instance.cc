@@ -40,14 +40,19 @@ Result<void> Instance::open(Fd control) {
   graph_ = std::make_unique<LiveGraph>(reactor_, std::move(top));
   graph_->on_changed([this] { graph_changed(); });
   LiveCommands::Admit admit;
-  if (options_.claims != nullptr)
+  LiveCommands::Settled settled;
+  if (options_.claims != nullptr) {
     admit = [this](const std::string& path, LiveGraph::Done done) {
       options_.claims->acquire({{path, ImageClaims::mode_of(false, options_.shared)}},
                                std::move(done));
     };
+    settled = [this](std::function<void()> then) {
+      options_.claims->when_settled(std::move(then));
+    };
+  }
   live_.emplace(reactor_, log_, *graph_,
                 drivers::OpenOptions{.read_only = options_.read_only, .shared = options_.shared},
-                admit);
+                admit, std::move(settled));
   group_.emplace(reactor_, log_, *graph_,
                  drivers::OpenOptions{.read_only = options_.read_only, .shared = options_.shared},
                  std::move(admit));

@@ -52,12 +52,13 @@ struct LiveCommands::Snapshot {
 };
 
 LiveCommands::LiveCommands(io::Reactor& reactor, const Logger& log, LiveGraph& graph,
-                           drivers::OpenOptions options, Admit admit)
+                           drivers::OpenOptions options, Admit admit, Settled settled)
     : reactor_(reactor),
       log_(log),
       graph_(graph),
       options_(std::move(options)),
       admit_(std::move(admit)),
+      settled_(std::move(settled)),
       beside_(reactor) {
   // A parent may have been met while it was being written by a coalescer.
   retake_ = reactor_.timer([this] { retake_locks(); });
@@ -258,7 +259,11 @@ void LiveCommands::change_parents(std::shared_ptr<std::unique_ptr<drivers::Chain
     JsonWriter w;
     w.begin_object().field("opened", uint64_t{opened});
     w.field("virtual-size", graph_.top().info().size.v).end_object();
-    held->value(w.take());
+    // Who removes an image waits for this answer.
+    if (settled_)
+      settled_([held, answer = w.take()] { held->value(answer); });
+    else
+      held->value(w.take());
   };
   graph_.change(std::move(change));
 }

@@ -4,8 +4,9 @@
 //
 //   blockdev-snapshot-sync   QEMU's: a new file in front of the image
 //   x-vbdkit-snapshot        the present content under another name; the image keeps its own
-//   x-vbdkit-refresh         looks again which images the chain is made of, and how large the disk
-//   is x-vbdkit-yield-lock      lets a coalescer write to parents (drivers/file_lock.h)
+//   x-vbdkit-refresh         looks again which images the chain is made of, and how large the
+//                            disk is; answered when other hosts may have what is used no more
+//   x-vbdkit-yield-lock      lets a coalescer write to parents (drivers/file_lock.h)
 //   x-vbdkit-relink          puts the leaf on another parent that reads the same
 //
 // What a coalescer was let do ends by itself: the instance keeps trying to have its locks back.
@@ -33,10 +34,12 @@ class LiveCommands {
  public:
   // Whether an image that was made may be opened for writing; none: always.
   using Admit = std::function<void(const std::string& path, LiveGraph::Done done)>;
+  // Calls back when other hosts know which images are used here; none: there are no others.
+  using Settled = std::function<void(std::function<void()> then)>;
 
   // `options`: how the graph's image was opened.
   LiveCommands(io::Reactor& reactor, const Logger& log, LiveGraph& graph,
-               drivers::OpenOptions options, Admit admit = {});
+               drivers::OpenOptions options, Admit admit = {}, Settled settled = {});
   LiveCommands(const LiveCommands&) = delete;
   LiveCommands& operator=(const LiveCommands&) = delete;
 
@@ -65,6 +68,7 @@ class LiveCommands {
   LiveGraph& graph_;
   const drivers::OpenOptions options_;
   const Admit admit_;
+  const Settled settled_;
   Beside beside_;  // the graph has one change under way
   std::unique_ptr<io::Timer> retake_;
 };

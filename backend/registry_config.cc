@@ -10,6 +10,7 @@
 #include <array>
 #include <charconv>
 #include <cstdlib>
+#include <filesystem>
 #include <memory>
 
 #include "base/fd.h"
@@ -102,6 +103,26 @@ bool is_below(std::string_view path, std::string_view directory) {
          path[directory.size()] == '/';
 }
 
+// By names alone: of another host's there is nothing here to look at.
+std::optional<std::string> moved(const std::string& path,
+                                 const std::vector<RegistryConfig::Share>& from,
+                                 const std::vector<RegistryConfig::Share>& to) {
+  const auto plain = [](const std::string& p) {
+    std::string text = std::filesystem::path(p).lexically_normal().string();
+    while (text.size() > 1 && text.back() == '/') text.pop_back();
+    return text;
+  };
+  const std::string file = plain(path);
+  for (const auto& share : from) {
+    const std::string root = plain(share.path);
+    if (!is_below(file, root)) continue;
+    for (const auto& other : to)
+      if (other.name == share.name)
+        return plain(other.path) + (root == "/" ? file : file.substr(root.size()));
+  }
+  return std::nullopt;
+}
+
 bool is_mount_point(const std::string& path, const struct stat& st) {
   struct stat above {};
   return ::stat((path + "/..").c_str(), &above) == 0 && above.st_dev != st.st_dev;
@@ -169,6 +190,30 @@ Result<RegistryConfig> RegistryConfig::parse(std::string_view text, const std::s
       return Error(ErrorKind::kInvalid, name + ": this host's name cannot be used; say host =");
   }
   return config;
+}
+
+std::optional<std::string> RegistryConfig::path_here(const std::string& path,
+                                                     const std::vector<Share>& there) const {
+  return moved(path, there, shares);
+}
+
+std::optional<std::string> RegistryConfig::path_there(const std::string& path,
+                                                      const std::vector<Share>& there) const {
+  std::error_code error;
+  const auto absolute = std::filesystem::absolute(path, error);
+  const std::vector<Share> here = roots();
+  auto found = moved(error ? path : absolute.string(), here, there);
+  if (found) return found;
+  const auto real = canonical(path);  // by another name of the same directory
+  return real ? moved(*real, here, there) : std::nullopt;
+}
+
+std::vector<RegistryConfig::Share> RegistryConfig::roots() const {
+  std::vector<Share> all = shares;
+  for (const Share& share : shares)
+    if (auto real = canonical(share.path); real && *real != share.path)
+      all.push_back({share.name, std::move(*real)});
+  return all;
 }
 
 Result<std::optional<std::string>> RegistryConfig::image_at(const std::string& path) const {

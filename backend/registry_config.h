@@ -46,6 +46,16 @@ struct RegistryConfig {
   [[gnu::cold]] static Result<std::optional<RegistryConfig>> load(const std::string& path);
   [[gnu::cold]] static Result<RegistryConfig> parse(std::string_view text, const std::string& name);
 
+  // The shares under the paths that are given and, where these are links, under what they lead to.
+  [[gnu::cold]] std::vector<Share> roots() const;
+  // What another host has at `path`, as this one has it; nothing where that is on no share of both.
+  // `there`: that host's roots().
+  [[gnu::cold]] std::optional<std::string> path_here(const std::string& path,
+                                                     const std::vector<Share>& there) const;
+  // The other way round.
+  [[gnu::cold]] std::optional<std::string> path_there(const std::string& path,
+                                                      const std::vector<Share>& there) const;
+
   // The image's name in the registry ("san1/i4711", "vg0/dlv3"); nothing where `path` is on no
   // share.
   [[gnu::cold]] Result<std::optional<std::string>> image_at(const std::string& path) const;

@@ -118,5 +118,25 @@ TEST_F(RegistryConfigTest, ALeasePageIsOfOneEpoch) {
   EXPECT_LT(view->hold_at(9), BootClock::now());
 }
 
+TEST_F(RegistryConfigTest, FindsAnotherHostsFilesByTheirPlaceOnTheShare) {
+  fs::create_directory(dir_ / "real");
+  fs::create_directory_symlink(dir_ / "real", dir_ / "link");
+  file("real/a.vhd");
+  RegistryConfig config;
+  config.shares = {{"san", dir_ / "link"}, {"vg0", "/dev/vg0"}};
+  const std::vector<RegistryConfig::Share> there = {
+      {"vg0", "/dev/vg0"}, {"san", "/srv/san/"}, {"san", "/mnt/7"}};
+  const std::string here = dir_ / "link";
+  EXPECT_EQ(config.path_here("/srv/san/x/../a.vhd", there), here + "/a.vhd");
+  EXPECT_EQ(config.path_here("/mnt/7/a.vhd", there), here + "/a.vhd");
+  EXPECT_EQ(config.path_here("/dev/vg0/lv3", there), "/dev/vg0/lv3");
+  EXPECT_EQ(config.path_here("/srv/santa/a.vhd", there), std::nullopt);
+  EXPECT_EQ(config.path_here("/srv/san", there), std::nullopt);
+  EXPECT_EQ(config.path_there(here + "/a.vhd", there), "/srv/san/a.vhd");
+  EXPECT_EQ(config.path_there(dir_ / "real/a.vhd", there), "/srv/san/a.vhd");
+  EXPECT_EQ(config.path_there(dir_ / "a.vhd", there), std::nullopt);
+  EXPECT_EQ(config.path_there(here + "/a.vhd", {{"other", "/srv"}}), std::nullopt);
+}
+
 }  // namespace
 }  // namespace vbdkit

@@ -22,12 +22,14 @@ constexpr struct {
 } kModes[] = {{Mode::kRead, "read"},
               {Mode::kWrite, "write"},
               {Mode::kSharedRead, "shared-read"},
-              {Mode::kSharedWrite, "shared-write"}};
+              {Mode::kSharedWrite, "shared-write"},
+              {Mode::kMerge, "merge"}};
 
 std::string value_of(const Wish& wish, const ClaimStore::Holder& holder) {
   control::JsonWriter w;
   w.begin_object().field("mode", to_string(wish.mode)).field("path", wish.path);
   w.field("pid", static_cast<uint64_t>(holder.pid)).field("start-time", holder.start_time);
+  if (!wish.through.empty()) w.field("through", wish.through);
   w.end_object();
   return w.take();
 }
@@ -55,8 +57,16 @@ std::optional<Mode> parse_mode(std::string_view name) {
 
 bool exclude(Mode a, Mode b) {
   if (a == Mode::kWrite || b == Mode::kWrite) return true;
+  if (a == Mode::kMerge) return b != Mode::kRead;
+  if (b == Mode::kMerge) return a != Mode::kRead;
   return (a == Mode::kSharedWrite && b == Mode::kRead) ||
          (a == Mode::kRead && b == Mode::kSharedWrite);
+}
+
+bool excludes(const Claim& claim, const Wish& wish, const std::vector<Wish>& all) {
+  if (exclude(claim.mode, wish.mode)) return true;
+  return claim.mode == Mode::kMerge &&
+         std::ranges::none_of(all, [&](const Wish& w) { return w.image == claim.through; });
 }
 
 std::optional<Claim> parse_claim(std::string_view prefix, const KeyValue& kv) {
@@ -79,7 +89,8 @@ std::optional<Claim> parse_claim(std::string_view prefix, const KeyValue& kv) {
                .path = json->member("path").string().value_or(""),
                .pid = static_cast<pid_t>(json->member("pid").number().value_or(0)),
                .start_time = json->member("start-time").number().value_or(0),
-               .revision = kv.create_revision};
+               .revision = kv.create_revision,
+               .through = json->member("through").string().value_or("")};
 }
 
 struct ClaimStore::Found {
@@ -125,6 +136,7 @@ Result<ClaimStore::Found> ClaimStore::look(const std::vector<std::string>& image
 // Nothing where somebody was faster and it has to be looked at again.
 Result<std::optional<std::vector<int64_t>>> ClaimStore::attempt(const Holder& holder,
                                                                 const std::vector<Wish>& wishes,
+                                                                const std::vector<Wish>& all,
                                                                 int64_t epoch,
                                                                 std::vector<std::string>& made) {
   std::vector<std::string> images;
@@ -142,7 +154,7 @@ Result<std::optional<std::vector<int64_t>>> ClaimStore::attempt(const Holder& ho
         if (claim.holder == holder.name) revisions[i] = claim.revision;
         continue;
       }
-      if (!exclude(claim.mode, wishes[i].mode)) continue;
+      if (!excludes(claim, wishes[i], all)) continue;
       if (found.hosts.contains(claim.host)) return taken(claim, wishes[i]);
       gone.insert(claim.host);
       txn.remove(image_prefix(claim.image) + claim.host + "/" + claim.holder);
@@ -182,7 +194,7 @@ Result<std::vector<int64_t>> ClaimStore::acquire(const Holder& holder,
         wishes.begin() + static_cast<ptrdiff_t>(std::min(at + kImagesAtOnce, wishes.size())));
     std::optional<std::vector<int64_t>> done;
     for (unsigned i = 0; i < kAttempts && !done; ++i) {
-      auto attempted = attempt(holder, some, epoch, made);
+      auto attempted = attempt(holder, some, wishes, epoch, made);
       if (!attempted) return give_back(std::move(attempted).error());
       done = std::move(*attempted);
     }

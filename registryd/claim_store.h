@@ -3,6 +3,7 @@
 // ClaimStore: who may do what with shared images, as etcd has it:
 //     PREFIXhosts/HOST                      a host that lives; bound to its lease
 //     PREFIXimages/SHARE/IMAGE/HOST/HOLDER  {"mode":"write","path":…,"pid":…,"start-time":…}
+//                                           to merge: also "through", an image
 // A claim is not bound to the lease: it counts as long as its host's key is there. So one that was
 // cut off for longer than its lease finds, when it is back, that its claims are untouched, or that
 // somebody has taken them. Whoever takes an image of a host that is gone removes that one's claims
@@ -25,7 +26,9 @@
 
 namespace vbdkit::registryd {
 
-enum class Mode { kRead, kWrite, kSharedRead, kSharedWrite };
+// kMerge: to write beneath those who read. Readers who were there stay, and have to be dealt with
+// by who merges; later ones are let in if they come with the image between (Wish::through).
+enum class Mode { kRead, kWrite, kSharedRead, kSharedWrite, kMerge };
 const char* to_string(Mode mode);
 std::optional<Mode> parse_mode(std::string_view name);
 // Whether the two cannot be on two hosts at one time.
@@ -35,6 +38,8 @@ struct Wish {
   std::string image;  // "san1/i4711"
   Mode mode = Mode::kRead;
   std::string path;  // as this host has it, for those who ask
+  // kMerge: readers who want this image too do not see what is written. Empty: all see it.
+  std::string through{};
 };
 
 struct Claim {
@@ -46,7 +51,11 @@ struct Claim {
   pid_t pid = 0;
   uint64_t start_time = 0;  // of the process
   int64_t revision = 0;     // that made it
+  std::string through{};
 };
+
+// Whether `wish`, one of `all` that are wanted together, cannot be had beside another host's claim.
+bool excludes(const Claim& claim, const Wish& wish, const std::vector<Wish>& all);
 
 // Nothing where it is no claim that this program could have written.
 std::optional<Claim> parse_claim(std::string_view prefix, const KeyValue& kv);
@@ -86,7 +95,7 @@ class ClaimStore {
   Result<Found> look(const std::vector<std::string>& images);
   Result<std::optional<std::vector<int64_t>>> attempt(const Holder& holder,
                                                       const std::vector<Wish>& wishes,
-                                                      int64_t epoch,
+                                                      const std::vector<Wish>& all, int64_t epoch,
                                                       std::vector<std::string>& made);
 
   EtcdClient& etcd_;

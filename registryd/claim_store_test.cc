@@ -20,6 +20,38 @@ TEST(Claims, ExcludeEachOtherAsLocksDo) {
   EXPECT_TRUE(exclude(kSharedWrite, kRead));
 }
 
+TEST(Claims, WhoMergesToleratesReadersOnly) {
+  using enum Mode;
+  EXPECT_FALSE(exclude(kMerge, kRead));
+  EXPECT_FALSE(exclude(kRead, kMerge));
+  for (const Mode other : {kMerge, kWrite, kSharedRead, kSharedWrite}) {
+    EXPECT_TRUE(exclude(kMerge, other));
+    EXPECT_TRUE(exclude(other, kMerge));
+  }
+}
+
+TEST(Claims, AReaderComesToAMergeOnlyWithTheImageBetween) {
+  const Claim merging{.image = "san/i1",
+                      .host = "a",
+                      .holder = "vbdkit-1",
+                      .mode = Mode::kMerge,
+                      .path = {},
+                      .through = "san/i2"};
+  const Wish leaf{.image = "san/i3", .mode = Mode::kWrite, .path = {}};
+  const Wish between{.image = "san/i2", .mode = Mode::kRead, .path = {}};
+  const Wish parent{.image = "san/i1", .mode = Mode::kRead, .path = {}};
+  EXPECT_FALSE(excludes(merging, parent, {leaf, between, parent}));
+  EXPECT_TRUE(excludes(merging, parent, {leaf, parent}));
+  Claim header = merging;
+  header.through.clear();
+  EXPECT_TRUE(excludes(header, parent, {leaf, between, parent}));
+  // Whoever was there before the merge is its own business.
+  const Claim reader{
+      .image = "san/i1", .host = "b", .holder = "3f2a", .mode = Mode::kRead, .path = {}};
+  const Wish merge{.image = "san/i1", .mode = Mode::kMerge, .path = {}, .through = "san/i2"};
+  EXPECT_FALSE(excludes(reader, merge, {merge}));
+}
+
 TEST(Claims, AreReadFromTheirKey) {
   const KeyValue kv{.key = "/v/images/san1/i47/host-b/3f2a",
                     .value = R"({"mode":"write","path":"/srv/a","pid":7,"start-time":99})",

@@ -66,6 +66,9 @@ Result<std::vector<Wish>> wishes_in(const Json& images) {
     if (!mode) return invalid("mode");
     wish.mode = *mode;
     wish.path = images.at(i).member("path").string().value_or("");
+    if (const Json through = images.at(i).member("through"); through.string()) {
+      VBDKIT_ASSIGN(wish.through, image_name(through));
+    }
     wishes.push_back(std::move(wish));
   }
   return wishes;
@@ -142,8 +145,9 @@ Result<void> Daemon::start() {
   VBDKIT_ASSIGN(EtcdClient for_claims, client());
   VBDKIT_ASSIGN(EtcdClient for_questions, client());
   VBDKIT_ASSIGN(EtcdClient for_lease, client());
-  VBDKIT_ASSIGN(publisher_, RecordPublisher::create(reactor_, std::move(for_records), runtime_dir_,
-                                                    {config_.prefix, config_.host}, log_));
+  VBDKIT_ASSIGN(publisher_,
+                RecordPublisher::create(reactor_, std::move(for_records), runtime_dir_,
+                                        {config_.prefix, config_.host, config_.roots()}, log_));
   claims_ = std::make_unique<EtcdWorker>(std::move(for_claims));
   questions_ = std::make_unique<EtcdWorker>(std::move(for_questions));
   add_commands();

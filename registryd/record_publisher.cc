@@ -135,7 +135,10 @@ RecordPublisher::Update RecordPublisher::update_of(const std::string& uuid) {
       });
   }
   control::JsonWriter w;
-  w.begin_object().field("host", place_.host).key("record").raw(record->json.dump()).end_object();
+  w.begin_object().field("host", place_.host).key("shares").begin_array();
+  for (const RegistryConfig::Share& share : place_.shares)
+    w.begin_object().field("name", share.name).field("path", share.path).end_object();
+  w.end_array().key("record").raw(record->json.dump()).end_object();
   return {uuid, w.take()};
 }
 

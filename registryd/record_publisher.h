@@ -2,7 +2,8 @@
 //
 // RecordPublisher: shows this host's instances to others: what their records say
 // (storage/registry.h) stands in etcd under PREFIXinstances/UUID, bound to the host's lease, so
-// that with the host its records disappear. It watches the runtime directory; instances need not
+// that with the host its records disappear; and where this host has its shares, for those who look
+// for the same files elsewhere. It watches the runtime directory; instances need not
 // know of it.
 //
 // What could not be told is told later, in its newest form. Thread: the reactor's; what is written
@@ -15,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/registry_config.h"
 #include "base/fd.h"
 #include "base/log.h"
 #include "io/reactor.h"
@@ -28,6 +30,7 @@ class RecordPublisher {
   struct Place {
     std::string prefix;
     std::string host;
+    std::vector<RegistryConfig::Share> shares;  // RegistryConfig::roots()
   };
 
   static Result<std::unique_ptr<RecordPublisher>> create(io::Reactor& reactor, EtcdClient etcd,

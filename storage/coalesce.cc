@@ -5,7 +5,6 @@
 
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdio>
 
 #include "storage/arguments.h"
@@ -36,27 +35,15 @@ Result<int> run(const po::variables_map& vm, const Logger& log) {
   return kExitOk;
 }
 
-// Whoever stands on the image reads it and its parent, so that no other host can have one of its
-// children open, nor open one, while both are ours.
-Result<void> claim_both(const drivers::NodeSpec& image, JobRunner& runner) {
-  if (runner.claims() == nullptr) return {};
-  const auto paths = drivers::inspect_chain(image.path, image.driver).paths;
-  std::vector<ImageClaims::Use> uses;
-  for (size_t i = 0; i < std::min<size_t>(paths.size(), 2); ++i)
-    uses.push_back({paths[i], ImageClaims::Mode::kWrite});
-  return runner.claims()->acquire_now(uses);
-}
-
 }  // namespace
 
 Result<CoalesceOutcome> merge_into_parent(const drivers::NodeSpec& image,
                                           drivers::CoalesceOptions options,
                                           const Registry& registry, io::EngineKind engine,
                                           const Logger& log) {
-  InstanceUsers users(registry);
-  options.users = &users;
   VBDKIT_ASSIGN(const auto runner, JobRunner::create(engine, log));
-  VBDKIT_TRY(claim_both(image, *runner));
+  InstanceUsers users(registry, runner->claims());
+  options.users = &users;
   if (const ImageClaims* const claims = runner->claims())
     options.may_write = [claims] { return claims->may_write(); };
   VBDKIT_ASSIGN(const auto job, drivers::CoalesceJob::plan(image, options, runner->context(false)));

@@ -19,6 +19,8 @@ inline constexpr int kExitUsage = 2;    // the command line makes no sense
 // Of check.
 inline constexpr int kExitErrorsFound = 4;
 inline constexpr int kExitRemainsFound = 3;  // nothing that does harm
+// Of qmp.
+inline constexpr int kExitNoInstance = 3;
 // Of compare.
 inline constexpr int kExitDifferent = 3;
 
@@ -50,6 +52,7 @@ int list_drivers(const std::vector<std::string>& args, const Logger& log);
 int map(const std::vector<std::string>& args, const Logger& log);
 int pause(const std::vector<std::string>& args, const Logger& log);
 int priority(const std::vector<std::string>& args, const Logger& log);
+int qmp(const std::vector<std::string>& args, const Logger& log);
 int refresh(const std::vector<std::string>& args, const Logger& log);
 int resize(const std::vector<std::string>& args, const Logger& log);
 int resume(const std::vector<std::string>& args, const Logger& log);

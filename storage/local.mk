@@ -56,6 +56,7 @@ vbdkit_SOURCES = \
   storage/priority.h \
   storage/progress.cc \
   storage/progress.h \
+  storage/qmp.cc \
   storage/readiness.cc \
   storage/readiness.h \
   storage/remote.cc \

@@ -34,6 +34,7 @@ constexpr Command kCommands[] = {
     {"map", "show which file holds which part of a disk", map},
     {"pause", "hold a running disk between two requests", pause},
     {"priority", "weigh a running disk against others", priority},
+    {"qmp", "say one command to a running disk's control socket", qmp},
     {"refresh", "have a running disk look at its chain again", refresh},
     {"resize", "change the size of the disk in an image", resize},
     {"resume", "end a pause", resume},

@@ -25,8 +25,11 @@ std::string one_field(const char* name, const std::string& value) {
 
 HostInstance instance_of(const Json& json) {
   const Json record = json.member("record");
-  HostInstance instance{text_of(json, "host"), parse_record(text_of(record, "uuid"), record)};
+  HostInstance instance{text_of(json, "host"), parse_record(text_of(record, "uuid"), record), {}};
   instance.record.alive = true;  // else it would not be there
+  const Json shares = json.member("shares");
+  for (size_t i = 0; i < shares.size(); ++i)
+    instance.shares.push_back({text_of(shares.at(i), "name"), text_of(shares.at(i), "path")});
   return instance;
 }
 

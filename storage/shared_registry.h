@@ -18,6 +18,7 @@ namespace vbdkit::storage {
 struct HostInstance {
   std::string host;
   InstanceRecord record;
+  std::vector<RegistryConfig::Share> shares{};  // where that host has them
 };
 
 class SharedRegistry {

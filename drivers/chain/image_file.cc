@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "drivers/chain/image_file.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <ctime>
@@ -13,20 +16,26 @@ namespace {
 
 constexpr int64_t kNanoseconds = 1'000'000'000;
 
-int64_t nanoseconds(const timespec& time) { return time.tv_sec * kNanoseconds + time.tv_nsec; }
+template <typename Time>
+int64_t nanoseconds(const Time& time) {
+  return int64_t{time.tv_sec} * kNanoseconds + int64_t{time.tv_nsec};
+}
 
 }  // namespace
 
 Result<FileStamp> FileStamp::of(const std::string& path) {
-  struct stat st {};
+  // Another host may have written it a moment ago: what the client of a network file system knows
+  // is not good enough.
+  struct statx st {};
   timespec now{};
-  if (stat(path.c_str(), &st) != 0) return Error::from_errno(errno, "open " + path);
+  if (statx(AT_FDCWD, path.c_str(), AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &st) != 0)
+    return Error::from_errno(errno, "open " + path);
   FileStamp stamp;
-  stamp.identity = {st.st_dev, st.st_ino};
-  stamp.size = static_cast<uint64_t>(st.st_size);
-  stamp.modified = nanoseconds(st.st_mtim);
-  stamp.changed = nanoseconds(st.st_ctim);
-  stamp.settled = S_ISREG(st.st_mode) && clock_gettime(CLOCK_REALTIME_COARSE, &now) == 0 &&
+  stamp.identity = {makedev(st.stx_dev_major, st.stx_dev_minor), st.stx_ino};
+  stamp.size = st.stx_size;
+  stamp.modified = nanoseconds(st.stx_mtime);
+  stamp.changed = nanoseconds(st.stx_ctime);
+  stamp.settled = S_ISREG(st.stx_mode) && clock_gettime(CLOCK_REALTIME_COARSE, &now) == 0 &&
                   nanoseconds(now) > stamp.changed;
   return stamp;
 }

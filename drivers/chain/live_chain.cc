@@ -167,7 +167,8 @@ Result<void> ChainRefresh::add(const std::string& path, const std::string& forma
   // Not the leaf that is written, which has no content of its own that would stay.
   const size_t first = node_.options().read_only ? 0 : 1;
   for (size_t i = first; i < present.layers.size() && !keep; ++i)
-    if (present.stamps[i].says_unchanged(stamp) && present.layers[i]->info().format == format)
+    if (present.stamps[i].says_unchanged(stamp) && present.layers[i]->info().format == format &&
+        stood_here(i))
       at = i;
   next_.paths.push_back(path);
   if (at < present.layers.size()) {
@@ -185,6 +186,13 @@ Result<void> ChainRefresh::add(const std::string& path, const std::string& forma
   next_.stamps.push_back(stamp);
   ++opened_;
   return {};
+}
+
+// Beneath the same image as now. What was merged into it shows where that image is gone; and a
+// stamp alone is little to go by where another host has written, with its own clock.
+bool ChainRefresh::stood_here(size_t layer) const {
+  if (layer == 0 || next_.stamps.empty()) return layer == 0 && next_.stamps.empty();
+  return node_.chain().stamps[layer - 1].identity == next_.stamps.back().identity;
 }
 
 const Layer& ChainRefresh::last() const {

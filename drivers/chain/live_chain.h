@@ -46,8 +46,8 @@ class NewFront {
 // Both steps.
 Result<void> put_in_front(ChainNode& node, const NewLeaf& leaf, const OpenContext& context);
 
-// Reads again which images the chain is made of. Those that are in it already and whose files have
-// not changed stay; the others are opened anew.
+// Reads again which images the chain is made of. Those that are in it already, beneath the same
+// image, and whose files have not changed stay; the others are opened anew.
 class ChainRefresh {
  public:
   // `node` does not change otherwise meanwhile.
@@ -69,6 +69,7 @@ class ChainRefresh {
  private:
   Result<bool> add_next();
   Result<void> add(const std::string& path, const std::string& format, bool keep);
+  bool stood_here(size_t layer) const;
   Result<void> relink();
   const Layer& last() const;
 

@@ -14,6 +14,7 @@
 namespace vbdkit::drivers {
 namespace {
 
+using Phase = CoalesceUsers::Phase;
 using Stage = CoalesceJournal::Stage;
 
 // 0 where it does not show that the image was written.
@@ -93,6 +94,10 @@ Result<void> CoalesceJob::look() {
     return Error(ErrorKind::kInvalid, image_.path + " has no parent that it could be merged into");
   size_ = chain.images[0].size.v;
   parent_ = {chain.images[1].format, chain.paths[1], {}};
+  // What was seen before may have been another host's to change.
+  VBDKIT_TRY(claim(live_ ? Phase::kCopy : Phase::kAlone));
+  if (inspect_chain(image_.path, image_.driver).paths != chain.paths)
+    return Error(ErrorKind::kBusy, image_.path + ": its parents are just being changed", EBUSY);
   // What may be opened is the same as for the image.
   for (const char* key : {"direct", "raw-parent"})
     if (const auto it = image_.options.find(key);
@@ -126,6 +131,7 @@ Result<void> CoalesceJob::look() {
   // A leaf is for nobody else to use meanwhile.
   if (live_ && journal_.children.empty()) {
     live_ = false;
+    VBDKIT_TRY(claim(Phase::kAlone));
     VBDKIT_TRY(image_lock_->change(LockMode::kWriter));
   }
   return live_ ? look_for_users() : Result<void>();
@@ -310,6 +316,7 @@ Result<void> CoalesceJob::close_nodes() {
 
 Result<void> CoalesceJob::after_copy() {
   if (only_journal_) return remove();
+  if (live_) VBDKIT_TRY(claim(Phase::kRelink));
   // It is not written any more, unless it gets another name.
   const LockMode mode = live_ ? LockMode::kReader : LockMode::kWriter;
   if (parent_lock_) {
@@ -377,7 +384,10 @@ Result<void> CoalesceJob::remove() {
     journal_.stage = Stage::kRemove;
     VBDKIT_TRY(journal_.save(journal_path_));
     // Whoever has it open and is not known of.
-    if (live_ && !options_.keep) VBDKIT_TRY(image_lock_->change(LockMode::kWriter));
+    if (live_ && !options_.keep) {
+      VBDKIT_TRY(claim(Phase::kRemove));
+      VBDKIT_TRY(image_lock_->change(LockMode::kWriter));
+    }
     result_ = parent_.path;
     if (takes_name()) {
       VBDKIT_TRY(give_owner(parent_.path, image_.path));

@@ -76,6 +76,7 @@ class CoalesceJob final : public Job {
   Result<void> find_children();
   Result<void> lock_the_image();
   // With users: coalesce_live.cc.
+  Result<void> claim(CoalesceUsers::Phase phase) const;
   bool is_child(const FileIdentity& file) const;
   Result<void> add_children_of_users();
   Result<void> look_for_users() const;

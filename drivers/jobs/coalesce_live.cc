@@ -24,7 +24,8 @@ Result<FileIdentity> identity_of(const std::string& path) {
 }
 
 Error busy(const User& user, const std::string& why) {
-  return Error(ErrorKind::kBusy, "instance " + user.name + " " + why, EBUSY);
+  const std::string where = user.host.empty() ? " " : " on host " + user.host + " ";
+  return Error(ErrorKind::kBusy, "instance " + user.name + where + why, EBUSY);
 }
 
 // Better not than at a venture.
@@ -33,6 +34,11 @@ Error unclear(const User& user, const std::string& path) {
 }
 
 }  // namespace
+
+Result<void> CoalesceJob::claim(CoalesceUsers::Phase phase) const {
+  if (options_.users == nullptr) return {};
+  return options_.users->claim(image_.path, parent_.path, phase);
+}
 
 bool CoalesceJob::is_child(const FileIdentity& file) const {
   return std::any_of(journal_.children.begin(), journal_.children.end(), [&](const auto& child) {
@@ -110,6 +116,7 @@ Result<void> CoalesceJob::relink_live(const CoalesceJournal::Child& child) {
   for (const User& user : users)
     if (position(user, file) == 0 && !user.read_only)
       return options_.users->relink(user, image_.path, {parent_.path, parent_.driver, parent});
+  VBDKIT_TRY(options_.users->claim_header(child.path));
   VBDKIT_ASSIGN(const ImageLock lock, users.empty() ? ImageLock::take(child.path, LockMode::kWriter)
                                                     : borrow(child.path));
   // Now nobody changes it; before, somebody may have.
@@ -122,11 +129,14 @@ Result<void> CoalesceJob::relink_live(const CoalesceJournal::Child& child) {
 }
 
 Result<void> CoalesceJob::refresh_users() {
-  VBDKIT_ASSIGN(const auto users, options_.users->of(image_.path));
-  for (const User& user : users) VBDKIT_TRY(options_.users->refresh(user));
-  VBDKIT_ASSIGN(const auto left, options_.users->of(image_.path));
-  if (!left.empty()) return busy(left.front(), "still has " + image_.path + " open");
-  return {};
+  for (unsigned attempt = 1;; ++attempt) {
+    VBDKIT_ASSIGN(const auto users, options_.users->of(image_.path));
+    if (users.empty()) return {};
+    // Others may have come meanwhile, who had looked at their chains before the children were
+    // linked.
+    if (attempt > kAttempts) return busy(users.front(), "still has " + image_.path + " open");
+    for (const User& user : users) VBDKIT_TRY(options_.users->refresh(user));
+  }
 }
 
 }  // namespace vbdkit::drivers

@@ -88,16 +88,23 @@ on a vbdkit deactivate "$d"
 rm "$share"/[de].qcow2 "$share"/[de]-then.qcow2
 ok "a group's new leaves are claimed, and what a stream needs no more is free"
 
-# A coalesce writes to what others read.
-refused_on a 'is in use on host b by .* \(read' coalesce "qcow2:$share/snap.qcow2"
+# A coalesce writes to what others read (coalesce.sh), but not to what they write, nor beneath those
+# who do not read it through the image.
+refused_on a 'base.qcow2 is also that of .*b.qcow2' coalesce "qcow2:$share/snap.qcow2"
 on b vbdkit deactivate "$c"
-refused_on a "base.qcow2 .* is in use on host b by $b \(read" coalesce "qcow2:$share/snap.qcow2"
 on b vbdkit deactivate "$b"
+ends=$(activate_on b -r "qcow2:$share/base.qcow2")
+mv "$share/b.qcow2" "$share/c.qcow2" .
+await_key "/vbdkit/instances/$ends" PUT 1
+refused_on a "instance $ends on host b has .*base.qcow2 as its disk" \
+  coalesce "qcow2:$share/snap.qcow2"
+on b vbdkit deactivate "$ends"
+mv b.qcow2 c.qcow2 "$share"
 rm "$share/b.qcow2" "$share/c.qcow2"
 qemu-io -f raw -c 'write -P 5 0 1M' "$(nbd_of a "$a")" >/dev/null
 on a vbdkit coalesce "qcow2:$share/snap.qcow2" >/dev/null
 qemu-io -f raw -c 'read -P 5 0 1M' "$(nbd_of a "$a")" | grep -q 'read 1048576' || fail "data lost"
-ok "coalesce refuses while another host reads, and goes on when nobody does"
+ok "coalesce refuses while another host reads by another way, and goes on when nobody does"
 
 # An end, orderly or not, lets others in.
 on a vbdkit deactivate "$a"

@@ -138,3 +138,28 @@ await_state() {
 }
 
 nbd_of() { echo "nbd+unix:///?socket=$(on "$1" vbdkit list --json "$2" | jq -r '.[0].nbd')"; }
+
+# fake_ssh: from here on, ssh(1) to a host of the test. hook COMMAND TEXT: when the next vbdkit that
+# it is to run there has this word, the text is run first; it may use what this file defines.
+fake_ssh() {
+  mkdir bin hooks
+  {
+    echo '#!/usr/bin/env bash'
+    echo 'set -euo pipefail'
+    declare -f on command_on
+    declare -p run VBDKIT netns scratch
+    cat <<'EOF'
+[ "$1 $2 $3" = "-o BatchMode=yes --" ] || { echo "ssh: $*" >&2; exit 255; }
+host=$4 words=$5
+echo "$host $words" >>"$scratch/ssh.log"
+for hook in "$scratch"/hooks/*; do
+  case $words in *"'${hook##*/}'"*) . "$hook" ;; esac
+done
+PATH=${VBDKIT%/vbdkit}:$PATH on "$host" sh -c "$words"
+EOF
+  } >bin/ssh
+  chmod +x bin/ssh
+  PATH=$PWD/bin:$PATH
+}
+# shellcheck disable=SC2016 # for the shell that runs it
+hook() { printf 'rm "$hook"\n%s\n' "$2" >"hooks/$1"; }

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 registrytests = \
+  tests/registry/coalesce.sh \
   tests/registry/find.sh \
   tests/registry/hosts.sh \
   tests/registry/partition.sh

@@ -130,36 +130,68 @@ await_key /vbdkit/hosts/h1 PUT "$from"
 ok "back again: its instance finds the image taken, and its guest gets an error"
 
 # ---- one that merges ----
-vbdkit create --size 256M "qcow2:$share/base.qcow2" >/dev/null
-vbdkit create --parent "qcow2:$share/base.qcow2" "qcow2:$share/middle.qcow2" >/dev/null
-qemu-io -f qcow2 -c 'write -P 1 0 96M' "$share/base.qcow2" >/dev/null
-qemu-io -f qcow2 -c 'write -P 2 32M 96M' "$share/middle.qcow2" >/dev/null
-vbdkit create --parent "qcow2:$share/middle.qcow2" "qcow2:$share/leaf.qcow2" >/dev/null
-qemu-io -f qcow2 -c 'write -P 3 100M 4M' "$share/leaf.qcow2" >/dev/null
-qemu-img convert -O raw "$share/leaf.qcow2" expected.img
-from=$(($(revision) + 1))
-# So slow that it cannot come to its end meanwhile.
-command_on h1 vbdkit coalesce "qcow2:$share/middle.qcow2"
-strace -f -qq -o /dev/null -e trace=io_uring_enter,io_submit,pwrite64,pwritev2 \
-  -e inject=io_uring_enter,io_submit,pwrite64,pwritev2:delay_enter=300000 \
-  "${command[@]}" >coalesce.out 2>coalesce.err &
-coalesce=$!
-started "$coalesce"
-base=$(stat -c 'san/i%i' "$share/base.qcow2")
-exec {claims}< <(exec timeout 120 etcdctl watch --rev="$from" --prefix "/vbdkit/images/$base/h1/")
-watching=$!
-read -r line <&"$claims"
-[ "$line" = PUT ] || fail "the claim: $line"
-exec {claims}<&-
-kill "$watching"
-cut 1
-await_key /vbdkit/hosts/h1 DELETE "$from"
-kill -0 "$coalesce" || fail "the coalesce has ended: $(cat coalesce.err)"
-[ -n "$(find "$share" -name '*middle.qcow2*' -newer expected.img ! -name middle.qcow2)" ] ||
-  fail "the coalesce has not begun"
+fake_ssh
+# make_chain: and in expected.img, what the leaf reads as.
+make_chain() {
+  rm -f "$share"/*.qcow2
+  vbdkit create --size 256M "qcow2:$share/base.qcow2" >/dev/null
+  vbdkit create --parent "qcow2:$share/base.qcow2" "qcow2:$share/middle.qcow2" >/dev/null
+  qemu-io -f qcow2 -c 'write -P 1 0 48M' "$share/base.qcow2" >/dev/null
+  qemu-io -f qcow2 -c 'write -P 2 32M 20M' "$share/middle.qcow2" >/dev/null
+  vbdkit create --parent "qcow2:$share/middle.qcow2" "qcow2:$share/leaf.qcow2" >/dev/null
+  qemu-io -f qcow2 -c 'write -P 3 46M 4M' "$share/leaf.qcow2" >/dev/null
+  qemu-img convert -O raw "$share/leaf.qcow2" expected.img
+}
+# cut_off_in_a_coalesce: host h1 begins it, and its lease has ended when this returns.
+cut_off_in_a_coalesce() {
+  local line calls
+  from=$(($(revision) + 1))
+  rm -f calls
+  mkfifo calls
+  # So slow that it cannot come to its end meanwhile.
+  command_on h1 vbdkit coalesce "qcow2:$share/middle.qcow2"
+  strace -f -qq -o calls -e trace=io_uring_enter,io_submit,pwrite64,pwritev2,rename,renameat2 \
+    -e inject=io_uring_enter,io_submit,pwrite64,pwritev2:delay_enter=300000 \
+    "${command[@]}" >coalesce.out 2>coalesce.err &
+  coalesce=$!
+  started "$coalesce"
+  exec {calls}<calls
+  # Its journal is there: what it had to ask others is behind it.
+  while read -r line <&"$calls" && [[ $line != *'.coalesce"'* ]]; do :; done
+  cat <&"$calls" >/dev/null &
+  exec {calls}<&-
+  cut 1
+  await_key /vbdkit/hosts/h1 DELETE "$from"
+  kill -0 "$coalesce" || fail "the coalesce has ended: $(cat coalesce.err)"
+}
+h2_reads_right() {
+  qemu-img compare -q -f raw -F raw "$(nbd_of h2 "$leaf")" expected.img || fail "h2 reads other data"
+}
+
+# Another host's guest reads what is merged beneath it: neither is in the other's way.
+make_chain
+cut_off_in_a_coalesce
+leaf=$(activate_on h2 "qcow2,locking=off:$share/leaf.qcow2")
+await_key "/vbdkit/instances/$leaf" PUT "$from"
+h2_reads_right
+join 1
+wait "$coalesce" || fail "coalesce: $(cat coalesce.err)"
+grep -q "^h2 .*x-vbdkit-refresh\|^h2 .*x-vbdkit-relink" ssh.log || fail "nobody was asked on h2"
+[ ! -e "$share/middle.qcow2" ] || fail "the image is there still"
+h2_reads_right
+[ "$(record_on h2 "$leaf" | jq '.chain | length')" = 2 ] || fail "$(record_on h2 "$leaf")"
+on h2 vbdkit deactivate "$leaf"
+qemu-img check -q "$share/base.qcow2" || fail "the base is damaged"
+ok "cut off in the middle of a coalesce: it goes on, and asks who has come meanwhile"
+
+# Another host takes what is being written.
+make_chain
+cut_off_in_a_coalesce
+writer=$(activate_on h2 "qcow2,locking=off:$share/base.qcow2")
+on h2 vbdkit deactivate "$writer"
 leaf=$(activate_on h2 "qcow2,locking=off:$share/leaf.qcow2")
 before=$(sha256sum "$share/base.qcow2" "$share/middle.qcow2")
-qemu-img compare -q -f raw -F raw "$(nbd_of h2 "$leaf")" expected.img || fail "h2 reads other data"
+h2_reads_right
 join 1
 status=0
 wait "$coalesce" || status=$?
@@ -167,9 +199,9 @@ wait "$coalesce" || status=$?
 grep -q 'another host has taken' coalesce.err || fail "coalesce said: $(cat coalesce.err)"
 [ "$(sha256sum "$share/base.qcow2" "$share/middle.qcow2")" = "$before" ] ||
   fail "the coalesce has written after it lost the images"
-qemu-img compare -q -f raw -F raw "$(nbd_of h2 "$leaf")" expected.img || fail "h2 reads other data"
+h2_reads_right
 on h2 vbdkit deactivate "$leaf"
-ok "cut off in the middle of a coalesce: another host takes the chain, and it is not written again"
+ok "cut off in the middle of a coalesce: another host takes an image, and it is not written again"
 
 on h3 vbdkit coalesce "qcow2:$share/middle.qcow2" >/dev/null
 [ ! -e "$share/middle.qcow2" ] || fail "the image is there still"
