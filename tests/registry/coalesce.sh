@@ -135,7 +135,7 @@ for f in qcow2 vhd; do
   guest_reads b "$b" model-b "before its image is removed"
   vbdkit compare "raw:model-a" "$f:$d/a.$f" >out || fail "$(cat out)"
   etcdctl del "$claim" >/dev/null
-  on a vbdkit coalesce "$f:$d/mid.$f" >out 2>err || fail "$(cat err)"
+  on a vbdkit gc "$d" >out 2>err || fail "$(cat err)"
   [ ! -e "$d/mid.$f" ] || fail "the image is there still"
   guest_reads b "$b" model-b "when its image was removed"
   on b vbdkit deactivate "$b"
