@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <chrono>
-#include <filesystem>
 #include <optional>
 #include <utility>
 
@@ -20,15 +19,11 @@ using control::JsonWriter;
 using control::Reply;
 using control::wrong_type;
 using drivers::NodeSpec;
+using drivers::same_file;
 
 namespace {
 
 constexpr std::chrono::seconds kRetakeInterval{5};
-
-bool same_file(const std::string& a, const std::string& b) {
-  std::error_code ignored;
-  return std::filesystem::equivalent(a, b, ignored);
-}
 
 // std::function wants a copyable target.
 std::shared_ptr<Reply> hold(Reply reply) { return std::make_shared<Reply>(std::move(reply)); }

@@ -30,6 +30,7 @@ include backend/jobs/local.mk
 
 noinst_LTLIBRARIES += liblivegraph.la
 liblivegraph_la_SOURCES = \
+  backend/beside.h \
   backend/live_graph.cc \
   backend/live_graph.h
 liblivegraph_la_LIBADD = libscheduler.la libdrivers.la
@@ -74,7 +75,6 @@ libimageclaims_la_LIBADD = libcontrol.la libdrivers.la libruntimedir.la libio.la
 pkglibexec_PROGRAMS += vbdkit-backend
 vbdkit_backend_CPPFLAGS = $(AM_CPPFLAGS) -DVBDKIT_LIBEXECDIR='"$(pkglibexecdir)"'
 vbdkit_backend_SOURCES = \
-  backend/beside.h \
   backend/hook_link.cc \
   backend/hook_link.h \
   backend/disk_settings.cc \

@@ -265,7 +265,7 @@ Result<void> end_interrupted_group(const std::string& image) {
   VBDKIT_ASSIGN(auto found, GroupMember::load(image));
   if (!found) {
     // The first record of one who was killed; at the worst that of one who finds it gone, and
-    // fails.
+    // fails. To look whether it is there would cost what its removal does.
     ::unlink((record_of(image) + ".new").c_str());
     return {};
   }

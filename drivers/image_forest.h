@@ -63,8 +63,9 @@ class ImageForest {
 // What the names of files end in that a command was making when it was interrupted.
 inline constexpr std::string_view kMerged = ".vbdkit-merged";  // a leaf that is in its parent
 inline constexpr std::string_view kNewImage = ".vbdkit-new";   // to take the image's name
-inline constexpr std::string_view kUnfinished[] = {kNewImage, ".coalesce.new", ".vbdkit-member.new",
-                                                   kMerged};
+inline constexpr std::string_view kNewCoalesceJournal = ".coalesce.new";
+inline constexpr std::string_view kUnfinished[] = {kNewImage, kNewCoalesceJournal,
+                                                   ".vbdkit-member.new", kMerged};
 
 // Why an image that others stand on is not to be changed.
 Error parent_of_another(const std::string& parent, const std::string& child);

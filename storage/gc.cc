@@ -29,8 +29,6 @@ namespace {
 using drivers::ForestImage;
 using drivers::ImageForest;
 
-constexpr std::string_view kJournal = ".coalesce";
-
 struct Step {
   enum class What { kFinish, kCoalesce, kRemove };
   What what = What::kRemove;
@@ -71,8 +69,8 @@ std::optional<Step> step_for_file(const std::string& path) {
                 {},
                 {},
                 "a group's snapshot was interrupted"};
-  if (path.ends_with(kJournal)) {
-    const std::string image = path.substr(0, path.size() - kJournal.size());
+  if (path.ends_with(drivers::kCoalesceJournal)) {
+    const std::string image = path.substr(0, path.size() - drivers::kCoalesceJournal.size());
     const auto* const format = drivers::format_by_name_of(image);
     if (format == nullptr) return std::nullopt;
     return Step{Step::What::kFinish, image, format->name, {}, "its coalesce was interrupted"};
@@ -129,7 +127,7 @@ Result<void> remove_file(const Step& step, const Logger& log) {
   std::optional<drivers::ImageLock> lock;
   if (std::filesystem::exists(step.lock)) {
     // Whoever writes the journal of an image's coalesce has marked the image; guests may read it.
-    const bool of_journal = step.path.ends_with(".coalesce.new");
+    const bool of_journal = step.path.ends_with(drivers::kNewCoalesceJournal);
     VBDKIT_ASSIGN(claims,
                   OfflineClaims::take({{step.lock, ImageClaims::mode_of(of_journal, false)}}, log));
     VBDKIT_ASSIGN(

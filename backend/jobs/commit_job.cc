@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <filesystem>
 #include <utility>
 
 #include "drivers/chain/chain_node.h"
@@ -20,15 +19,7 @@ using drivers::MirrorFilter;
 using drivers::MirrorOptions;
 using drivers::NodePtr;
 using drivers::NodeSpec;
-
-namespace {
-
-bool same_file(const std::string& a, const std::string& b) {
-  std::error_code ignored;
-  return std::filesystem::equivalent(a, b, ignored);
-}
-
-}  // namespace
+using drivers::same_file;
 
 Result<std::unique_ptr<BlockJob>> CommitJob::create(const JobContext& context, JobSettings settings,
                                                     const std::string& base) {
@@ -61,13 +52,15 @@ Result<std::unique_ptr<BlockJob>> CommitJob::create(const JobContext& context, J
 
 CommitJob::CommitJob(const JobContext& context, JobSettings settings, NodeSpec leaf,
                      NodeSpec parent)
-    : BlockJob(context, std::move(settings)), leaf_(std::move(leaf)), parent_(std::move(parent)) {
+    : BlockJob(context, std::move(settings)),
+      leaf_(std::move(leaf)),
+      parent_(std::move(parent)),
+      beside_(context.reactor) {
   flush_.job = this;
   sync_.job = this;
 }
 
 CommitJob::~CommitJob() {
-  if (worker_.joinable()) worker_.join();
   if (target_ != nullptr) give_back_the_lock();  // else it was never opened, or is the disk by now
 }
 
@@ -106,15 +99,13 @@ void CommitJob::attach(Done done) {
   context().graph.change({
       .prepare =
           [this](Done ready) {
-            worker_ = std::thread([this, ready = std::move(ready)] {
-              auto result = std::make_shared<Result<void>>(look_for_siblings());
-              context().reactor.post([this, result, ready] {
-                if (*result)
-                  open_parent(ready);
-                else
-                  ready(std::move(*result));
-              });
-            });
+            beside_.run([this] { return look_for_siblings(); },
+                        [this, ready = std::move(ready)](Result<void> alone) {
+                          if (alone)
+                            open_parent(ready);
+                          else
+                            ready(std::move(alone));
+                        });
           },
       .apply = [this](NodePtr& top) { return put_above_image(top); },
       .done = std::move(done),
@@ -234,16 +225,15 @@ void CommitJob::name_taken(int error) {
 
 // Beside the loop: to give back the blocks of a large file takes the kernel seconds.
 void CommitJob::remove_second_name() {
-  if (worker_.joinable()) worker_.join();  // it has long ended
-  worker_ = std::thread([this] {
-    const int error = ::unlink(second_name().c_str()) == 0 ? 0 : errno;
-    context().reactor.post([this, error] {
-      if (error != 0)
-        context().log.warning(
-            "%s", Error::from_errno(error, "remove " + second_name()).message().c_str());
-      std::exchange(finished_, nullptr)({});
-    });
-  });
+  beside_.run(
+      [name = second_name()]() -> Result<void> {
+        if (::unlink(name.c_str()) == 0) return {};
+        return Error::from_errno(errno, "remove " + name);
+      },
+      [this](Result<void> removed) {
+        if (!removed) context().log.warning("%s", removed.error().message().c_str());
+        std::exchange(finished_, nullptr)({});
+      });
 }
 
 void CommitJob::give_name_back() {

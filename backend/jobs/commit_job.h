@@ -23,8 +23,8 @@
 
 #include <optional>
 #include <string>
-#include <thread>
 
+#include "backend/beside.h"
 #include "backend/jobs/block_job.h"
 #include "drivers/chain/open_chain.h"
 #include "drivers/image_forest.h"
@@ -71,11 +71,11 @@ class CommitJob final : public BlockJob {
   const drivers::NodeSpec parent_;
   std::optional<drivers::ChainOpening> opening_;
   drivers::NodePtr target_;
-  std::thread worker_;
   Done finished_;
   Flush flush_;
   Fd directory_;
   Sync sync_;
+  Beside beside_;
 };
 
 }  // namespace vbdkit::jobs

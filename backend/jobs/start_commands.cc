@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <chrono>
-#include <filesystem>
 #include <initializer_list>
 #include <utility>
 
@@ -187,9 +186,7 @@ Result<void> check_top(const drivers::ChainNode* chain, const std::string& top) 
   if (chain == nullptr) return invalid("The disk's image has no parent to be merged into");
   const drivers::Chain& images = chain->chain();
   for (size_t i = 0; i < images.paths.size(); ++i) {
-    std::error_code ignored;
-    if (top != images.paths[i] && !std::filesystem::equivalent(top, images.paths[i], ignored))
-      continue;
+    if (top != images.paths[i] && !drivers::same_file(top, images.paths[i])) continue;
     if (i == 0) return {};
     return Error(ErrorKind::kUnsupported,
                  "Parameter 'top' can only be the disk's own image; what lies beneath it is merged "
@@ -223,8 +220,7 @@ Result<void> start_stream(JobTable& jobs, const Json& given) {
                  "Parameter 'base-node': parents have no node names here; 'base' takes a path");
   const std::string base = given.member("base").string().value_or("");
   const auto recorded = given.member("backing-file").string();
-  std::error_code ignored;
-  if (recorded && (base.empty() || !std::filesystem::equivalent(*recorded, base, ignored)))
+  if (recorded && (base.empty() || !drivers::same_file(*recorded, base)))
     return Error(ErrorKind::kUnsupported, "Parameter 'backing-file' can only be the base");
   VBDKIT_ASSIGN(auto job, StreamJob::create(jobs.context(), std::move(settings), base));
   jobs.start(std::move(job));

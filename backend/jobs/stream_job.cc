@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "backend/jobs/stream_job.h"
 
-#include <filesystem>
 #include <utility>
 
 #include "drivers/chain/chain_node.h"
@@ -38,10 +37,7 @@ Result<void> check_merging(const ChainNode& chain, size_t base) {
   VBDKIT_ASSIGN(const auto journal, CoalesceJournal::load(CoalesceJournal::path_for(above)));
   const bool unfinished = journal && journal->stage == CoalesceJournal::Stage::kCopy;
   if (!unfinished && !drivers::is_merging(above)) return {};
-  return Error(ErrorKind::kBusy,
-               above + " is being merged into " + chain.chain().paths[base] +
-                   "; that has to be ended first (vbdkit coalesce, or gc)",
-               EBUSY);
+  return drivers::merge_unfinished(above, chain.chain().paths[base]);
 }
 
 }  // namespace
@@ -56,8 +52,7 @@ Result<std::unique_ptr<BlockJob>> StreamJob::create(const JobContext& context, J
   std::optional<Base> stays;
   const auto& images = chain->chain();
   for (size_t i = 1; i < images.paths.size() && !base.empty() && !stays; ++i) {
-    std::error_code ignored;
-    if (std::filesystem::equivalent(images.paths[i], base, ignored))
+    if (drivers::same_file(images.paths[i], base))
       stays = Base{i, images.paths[i], images.layers[i]->info().format};
   }
   if (!base.empty() && !stays)

@@ -23,6 +23,13 @@ int64_t nanoseconds(const Time& time) {
 
 }  // namespace
 
+bool same_file(const std::string& a, const std::string& b) {
+  struct stat one {};
+  struct stat other {};
+  return ::stat(a.c_str(), &one) == 0 && ::stat(b.c_str(), &other) == 0 &&
+         one.st_dev == other.st_dev && one.st_ino == other.st_ino;
+}
+
 Result<FileStamp> FileStamp::of(const std::string& path) {
   // Another host may have written it a moment ago: what the client of a network file system knows
   // is not good enough.

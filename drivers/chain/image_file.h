@@ -20,6 +20,9 @@ struct FileIdentity {
   uint64_t inode = 0;
   friend auto operator<=>(const FileIdentity&, const FileIdentity&) = default;
 };
+// Both are there, and one file, device or directory. (std::filesystem::equivalent() takes no
+// devices.)
+bool same_file(const std::string& a, const std::string& b);
 
 // Says whether a file has changed: two that are equal and settled are of the same content.
 struct FileStamp {

@@ -13,12 +13,6 @@ Error failed(const std::string& path, std::string why) {
   return Error(ErrorKind::kInvalid, "snapshot: " + path + ": " + std::move(why));
 }
 
-bool same_file(const std::string& a, const std::string& b) {
-  const auto one = FileStamp::of(a);
-  const auto other = FileStamp::of(b);
-  return one && other && one->identity == other->identity;
-}
-
 // The new leaf must read as the present one does.
 Result<void> check_leaf(const Layer& leaf, const NewLeaf& what, const Layer& former) {
   const std::string& path = what.image.path;

@@ -30,6 +30,7 @@ check_PROGRAMS += drivers/chain/chain_test
 TESTS += drivers/chain/chain_test
 drivers_chain_chain_test_SOURCES = \
   drivers/chain/chain_node_test.cc \
+  drivers/chain/image_file_test.cc \
   drivers/chain/window_map_test.cc
 drivers_chain_chain_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 drivers_chain_chain_test_LDADD = libcrashreplay.la libdrivers.la $(GTEST_LIBS)

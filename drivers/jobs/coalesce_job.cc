@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <filesystem>
 
 #include "drivers/chain/chain_node.h"
 #include "drivers/drivers.h"
@@ -48,11 +47,6 @@ Result<NodePtr> open_alone(const NodeSpec& image, const OpenContext& context) {
   options.spec = image.to_string();
   options.read_only = true;
   return NodePtr(std::make_unique<ChainNode>(std::move(chain), std::move(options)));
-}
-
-bool same_file(const std::string& a, const std::string& b) {
-  std::error_code ignored;
-  return std::filesystem::equivalent(a, b, ignored);
 }
 
 }  // namespace
@@ -155,10 +149,7 @@ Result<void> CoalesceJob::look_for_children() {
     // It has put images on the image already, and knows that as its parent.
     VBDKIT_ASSIGN(const auto other, CoalesceJournal::load(CoalesceJournal::path_for(child.path)));
     if (other && other->stage != Stage::kCopy && other->parent == journal_.image)
-      return Error(ErrorKind::kBusy,
-                   child.path + " is being merged into " + image_.path +
-                       "; that has to be ended first (vbdkit coalesce, or gc)",
-                   EBUSY);
+      return merge_unfinished(child.path, image_.path);
   }
   for (const CoalesceJournal::Child& child : journal_.children) {
     // Better now than after the copying.

@@ -93,14 +93,16 @@ Result<void> CoalesceJournal::begin_anew(const std::string& image) {
   const std::string path = path_for(image);
   VBDKIT_ASSIGN(const auto journal, load(path));
   if (!journal) return {};
-  if (journal->stage != Stage::kCopy)
-    return Error(ErrorKind::kBusy,
-                 image +
-                     " is being merged into its parent; that has to be ended first (vbdkit "
-                     "coalesce, or gc)",
-                 EBUSY);
+  if (journal->stage != Stage::kCopy) return merge_unfinished(image, "its parent");
   if (::unlink(path.c_str()) != 0) return Error::from_errno(errno, "remove " + path);
   return sync_directory(directory_of(path));
+}
+
+Error merge_unfinished(const std::string& image, const std::string& parent) {
+  return Error(ErrorKind::kBusy,
+               image + " is being merged into " + parent +
+                   "; that has to be ended first (vbdkit coalesce, or gc)",
+               EBUSY);
 }
 
 }  // namespace vbdkit::drivers

@@ -9,12 +9,16 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/result.h"
 #include "drivers/image_format.h"
 
 namespace vbdkit::drivers {
+
+// What its name ends in.
+inline constexpr std::string_view kCoalesceJournal = ".coalesce";
 
 struct CoalesceJournal {
   enum class Stage { kCopy, kRelink, kRemove };
@@ -36,7 +40,9 @@ struct CoalesceJournal {
   uint64_t copied = 0;  // bytes of the disk that are in the parent and durable
   std::vector<Child> children;
 
-  static std::string path_for(const std::string& image) { return image + ".coalesce"; }
+  static std::string path_for(const std::string& image) {
+    return image + std::string(kCoalesceJournal);
+  }
   // Nothing where there is no journal.
   static Result<std::optional<CoalesceJournal>> load(const std::string& path);
   Result<void> save(const std::string& path) const;
@@ -47,5 +53,8 @@ struct CoalesceJournal {
   std::string to_text() const;
   static Result<CoalesceJournal> parse(const std::string& text);
 };
+
+// Why something has to wait until what was begun with `image` is ended.
+Error merge_unfinished(const std::string& image, const std::string& parent);
 
 }  // namespace vbdkit::drivers
