@@ -125,6 +125,7 @@ class Instance {
 
   // Images that other hosts may have too (instance_claims.cc).
   void settle_claims();
+  void claim_new_file(const std::string& path, LiveGraph::Done done);
   void watch_claims();
   void add_claiming();
   void refuse_while_held(std::string_view command);

@@ -2,6 +2,8 @@
 //
 // Images that other hosts may have too: they are claimed before they are opened, and what a guest
 // sees when this host may not touch them for a while, or any more.
+#include <unistd.h>
+
 #include <string>
 
 #include "backend/claimed_open.h"
@@ -33,6 +35,16 @@ void Instance::watch_claims() {
       .going_on = [tell] { tell("X_VBDKIT_GOING_ON", {}); },
       .taken = [tell](const std::string& why) { tell("X_VBDKIT_IMAGE_TAKEN", why); },
   });
+}
+
+// For a job, which begins inside of `done`.
+void Instance::claim_new_file(const std::string& path, LiveGraph::Done done) {
+  if (options_.claims == nullptr) return done({});
+  options_.claims->acquire({{path, ImageClaims::Mode::kWrite}},
+                           [this, done = std::move(done)](Result<void> claimed) {
+                             done(std::move(claimed));
+                             settle_claims();  // where no job was started
+                           });
 }
 
 // Has what `target` says (a path, or a spec, or nothing) claimed for writing before the command.
@@ -76,10 +88,15 @@ void Instance::add_claiming() {
        {"blockdev-snapshot-sync", "x-vbdkit-snapshot", "x-vbdkit-relink", "x-vbdkit-refresh",
         "x-vbdkit-group-prepare", "block_resize", "block-job-complete", "job-complete"})
     refuse_while_held(name);
-  for (const char* name :
-       {"blockdev-mirror", "x-vbdkit-migrate", "drive-mirror", "blockdev-backup", "drive-backup"})
+  for (const char* name : {"blockdev-mirror", "x-vbdkit-migrate", "blockdev-backup"})
     claim_first(name, [](const Json& arguments) {
       return arguments.member("target").string().value_or("");
+    });
+  // What the command makes itself is claimed when it is there.
+  for (const char* name : {"drive-mirror", "drive-backup"})
+    claim_first(name, [](const Json& arguments) {
+      std::string path = arguments.member("target").string().value_or("");
+      return ::access(path.c_str(), F_OK) == 0 ? path : std::string();
     });
   // It writes to the parent.
   claim_first("block-commit", [this](const Json&) {

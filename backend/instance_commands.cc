@@ -61,7 +61,10 @@ void Instance::add_commands() {
   jobs_ = std::make_unique<jobs::JobTable>(jobs::JobContext{
       reactor_, log_, *graph_,
       [this](std::string_view name, std::string_view data) { job_event(name, data); },
-      [this] { return options_.claims ? options_.claims->may_write() : Result<void>(); }});
+      [this] { return options_.claims ? options_.claims->may_write() : Result<void>(); },
+      [this](const std::string& path, LiveGraph::Done done) {
+        claim_new_file(path, std::move(done));
+      }});
   jobs_->add_commands(commands_);
   jobs::add_start_commands(commands_, *jobs_);
   commands_.add("quit", {}, [this](const Json&, Reply reply) {

@@ -49,6 +49,8 @@ struct JobContext {
   std::function<void(std::string_view name, std::string_view data)> event;
   // Asked before something is written that does not pass the reactor; none: always.
   std::function<Result<void>()> may_write = {};
+  // Of a file that was made for a job: it is ours when `done` says so. None: it is at once.
+  std::function<void(const std::string& path, std::function<void(Result<void>)> done)> admit = {};
 };
 
 struct JobSettings {

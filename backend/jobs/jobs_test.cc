@@ -3,6 +3,7 @@
 // Jobs on real images under a guest that writes all the time, steered by a QMP client.
 #include "backend/jobs/job_test_base.h"
 #include "drivers/chain/live_chain.h"
+#include "drivers/loop_device.h"
 
 namespace vbdkit::jobs {
 namespace {
@@ -257,6 +258,39 @@ TEST_F(Jobs, CancelledWhenReadyTheTargetIsACopyAndTheDiskStays) {
   EXPECT_EQ("qcow2:" + path("source"), graph_spec());
   fill(8 << 20, 1 << 20, 5);
   EXPECT_TRUE(image_content("raw", "copy") == then);
+}
+
+// A device is not made: it holds what it held, and is there when a job does not begin.
+TEST_F(Jobs, ADeviceThatABackupIsMadeOnGetsZeroesToo) {
+  const std::string old = path("device");
+  shell("head -c 24M /dev/zero | tr '\\0' x >" + old);
+  const auto backing = Fd::open(old, O_RDWR);
+  ASSERT_TRUE(backing);
+  const auto device = drivers::LoopDevice::create(backing->get(), 512);
+  if (!device) GTEST_SKIP() << device.error().message();
+  create("raw", "source");
+  open("raw:" + path("source"));
+  fill(1 << 20, 3 << 20, 7);
+  const auto backup = [&](const std::string& target) {
+    return R"({"device":"disk","sync":"full","format":"raw","target":")" + target + "\"}";
+  };
+  shell("truncate -s 25M " + path("large"));
+  {
+    const auto more = Fd::open(path("large"), O_RDWR);
+    const auto larger = drivers::LoopDevice::create(more->get(), 512);
+    ASSERT_TRUE(larger);
+    EXPECT_NE(std::string::npos,
+              refusal("drive-backup", backup(larger->path())).find("keeps its size"));
+    EXPECT_TRUE(std::filesystem::exists(larger->path()));
+  }
+  command("drive-backup", backup(device->path()));
+  EXPECT_TRUE(event("BLOCK_JOB_COMPLETED").member("error").is_null());
+  const std::vector<uint8_t> all = read_all();
+  close();
+  std::vector<uint8_t> copy(kSize);
+  const auto fd = Fd::open(device->path(), O_RDONLY);
+  ASSERT_EQ(static_cast<ssize_t>(kSize), ::pread(fd->get(), copy.data(), kSize, 0));
+  EXPECT_TRUE(copy == all);
 }
 
 TEST_F(Jobs, ASecondJobIsRefusedByTheNameOfTheFirst) {

@@ -24,7 +24,8 @@ check_PROGRAMS += backend/jobs/jobs_test backend/jobs/mirror_filter_test backend
 TESTS += backend/jobs/jobs_test backend/jobs/mirror_filter_test backend/jobs/stream_job_test
 backend_jobs_jobs_test_SOURCES = \
   backend/jobs/job_test_base.h \
-  backend/jobs/jobs_test.cc
+  backend/jobs/jobs_test.cc \
+  drivers/loop_device.h
 backend_jobs_jobs_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
 backend_jobs_jobs_test_LDADD = libjobs.la $(GTEST_LIBS)
 backend_jobs_mirror_filter_test_SOURCES = \

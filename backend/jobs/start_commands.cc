@@ -5,7 +5,10 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <functional>
 #include <initializer_list>
+#include <memory>
+#include <optional>
 #include <utility>
 
 #include "backend/jobs/backup_job.h"
@@ -13,6 +16,7 @@
 #include "backend/jobs/mirror_job.h"
 #include "backend/jobs/stream_job.h"
 #include "drivers/dirty_bitmap.h"
+#include "drivers/image_forest.h"
 #include "drivers/image_format.h"
 #include "drivers/registry.h"
 
@@ -104,16 +108,31 @@ std::string top_format(const JobTable& jobs) {
   return std::string(jobs.context().graph.image().driver());
 }
 
-// The file of a drive-… command: made where it is wanted so.
-Result<JobTarget> open_file(const JobTable& jobs, const Json& given, Sync sync) {
+std::optional<std::string> parent_of(const JobTable& jobs) {
+  const drivers::ChainNode* const chain = jobs.context().graph.chain();
+  if (chain == nullptr || chain->chain().paths.size() < 2) return std::nullopt;
+  return chain->chain().paths[1];
+}
+
+struct FileTarget {
+  std::string path;
+  std::string spec;
+  bool made = false;                  // for the job; a device is not
+  std::optional<std::string> parent;  // the disk's, on which it was made
+};
+
+// The file of a drive-… command: made where it is wanted so, and then durable.
+Result<FileTarget> file_target(const JobTable& jobs, const Json& given, Sync sync) {
   VBDKIT_ASSIGN(const std::string path, required(given, "target"));
   const std::string format = given.member("format").string().value_or(top_format(jobs));
   const std::string mode = given.member("mode").string().value_or("absolute-paths");
   const drivers::ImageFormat* const images = drivers::find_image_format(format);
   if (images == nullptr)
     return invalid("Parameter 'format': '" + format + "' is not known for images");
-  const drivers::GraphSpec spec{{drivers::NodeSpec{format, path, {}}}};
-  if (mode == "existing") return open_spec(jobs, spec.to_string());
+  FileTarget file;
+  file.path = path;
+  file.spec = drivers::GraphSpec{{drivers::NodeSpec{format, path, {}}}}.to_string();
+  if (mode == "existing") return file;
   if (mode != "absolute-paths")
     return invalid("Parameter 'mode' does not accept value '" + mode + "'");
   const LiveGraph& graph = jobs.context().graph;
@@ -121,43 +140,91 @@ Result<JobTarget> open_file(const JobTable& jobs, const Json& given, Sync sync) 
   create.path = path;
   create.size = graph.image().info().size;
   if (sync == Sync::kTop) {
-    const drivers::ChainNode* const chain = graph.chain();
-    if (chain == nullptr || chain->chain().paths.size() < 2)
+    file.parent = parent_of(jobs);
+    if (!file.parent)
       return invalid("Parameter 'sync': the disk has no parent, so 'top' is all of it");
-    create.parent = chain->chain().paths[1];
-    create.parent_format = chain->chain().layers[1]->info().format;
+    create.parent = *file.parent;
+    create.parent_format = graph.chain()->chain().layers[1]->info().format;
   }
+  if (jobs.context().may_write) VBDKIT_TRY(jobs.context().may_write());
   VBDKIT_TRY(images->create(create));
-  auto target = open_spec(jobs, spec.to_string());
-  if (target)
-    target->zero = true;
+  struct stat st {};
+  if (::stat(path.c_str(), &st) != 0) return Error::from_errno(errno, "open " + path);
+  file.made = S_ISREG(st.st_mode);
+  if (file.made) VBDKIT_TRY(drivers::sync_directory(drivers::directory_of(path)));
+  return file;
+}
+
+// A job that lacks but its target.
+struct Plan {
+  Sync sync = Sync::kFull;
+  std::function<Result<void>(JobTarget target)> begin;
+};
+
+Result<void> begin_on_file(const JobTable& jobs, const FileTarget& file, const Plan& plan) {
+  const auto begin = [&]() -> Result<void> {
+    if (file.parent && parent_of(jobs) != file.parent)
+      return Error(ErrorKind::kBusy, "the disk's chain has just been changed", EBUSY);
+    VBDKIT_ASSIGN(JobTarget target, open_spec(jobs, file.spec));
+    target.zero = file.made;
+    return plan.begin(std::move(target));
+  };
+  auto begun = begin();
+  if (!begun && file.made) ::unlink(file.path.c_str());
+  return begun;
+}
+
+void answer(Reply& reply, const Result<void>& result) {
+  if (result)
+    reply.ok();
   else
-    ::unlink(path.c_str());
-  return target;
+    reply.error(result.error());
 }
 
-using OpenTarget = Result<JobTarget> (*)(const JobTable&, const Json&, Sync);
-
-Result<JobTarget> open_target_spec(const JobTable& jobs, const Json& given, Sync) {
-  VBDKIT_ASSIGN(const std::string spec, required(given, "target"));
-  return open_spec(jobs, spec);
+// What was made is nobody's before it is claimed: where that fails, it is not ours to remove.
+void start_on_file(JobTable& jobs, const Json& given, Result<Plan> plan, Reply reply) {
+  if (!plan) return reply.error(plan.error());
+  const JobContext& context = jobs.context();
+  auto file = file_target(jobs, given, plan->sync);
+  if (!file) return reply.error(file.error());
+  if (!file->made || !context.admit) return answer(reply, begin_on_file(jobs, *file, *plan));
+  const std::string path = file->path;
+  context.admit(path, [&jobs, file = std::move(*file), plan = std::move(*plan),
+                       held = std::make_shared<Reply>(std::move(reply))](Result<void> admitted) {
+    if (!admitted)
+      return held->error(
+          std::move(admitted).error().context(file.path + " was made, and is left empty"));
+    answer(*held, begin_on_file(jobs, file, plan));
+  });
 }
 
-Result<void> start_mirror(JobTable& jobs, const Json& given, OpenTarget open, bool migrate) {
+void start_on_spec(JobTable& jobs, const Json& given, const Result<Plan>& plan, Reply reply) {
+  const auto start = [&]() -> Result<void> {
+    if (!plan) return plan.error();
+    VBDKIT_ASSIGN(const std::string spec, required(given, "target"));
+    VBDKIT_ASSIGN(JobTarget target, open_spec(jobs, spec));
+    return plan->begin(std::move(target));
+  };
+  answer(reply, start());
+}
+
+Result<Plan> plan_mirror(JobTable& jobs, const Json& given, bool migrate) {
   VBDKIT_ASSIGN(JobSettings settings, settings_of(given, jobs));
   VBDKIT_TRY(only(given, "copy-mode", "write-blocking"));
   settings.auto_complete = migrate;
   VBDKIT_ASSIGN(const Sync sync, sync_of(given, "full"));
   if (sync == Sync::kIncremental)
     return invalid("Parameter 'sync' of a mirror does not accept value 'incremental'");
-  VBDKIT_ASSIGN(JobTarget target, open(jobs, given, sync));
-  VBDKIT_ASSIGN(auto job,
-                MirrorJob::create(jobs.context(), std::move(settings), std::move(target), sync));
-  jobs.start(std::move(job));
-  return {};
+  return Plan{sync, [&jobs, settings, sync](JobTarget target) -> Result<void> {
+                VBDKIT_TRY(jobs.admit(settings.id));
+                VBDKIT_ASSIGN(auto job,
+                              MirrorJob::create(jobs.context(), settings, std::move(target), sync));
+                jobs.start(std::move(job));
+                return {};
+              }};
 }
 
-Result<void> start_backup(JobTable& jobs, const Json& given, OpenTarget open) {
+Result<Plan> plan_backup(JobTable& jobs, const Json& given) {
   VBDKIT_ASSIGN(JobSettings settings, settings_of(given, jobs));
   VBDKIT_TRY(only(given, "compress", "false"));
   BackupJob::Options options;
@@ -173,11 +240,13 @@ Result<void> start_backup(JobTable& jobs, const Json& given, OpenTarget open) {
   } else if (!given.member("bitmap").is_null()) {
     return invalid("Parameter 'bitmap' goes with sync=incremental");
   }
-  VBDKIT_ASSIGN(JobTarget target, open(jobs, given, options.sync));
-  VBDKIT_ASSIGN(auto job, BackupJob::create(jobs.context(), std::move(settings), std::move(target),
-                                            std::move(options)));
-  jobs.start(std::move(job));
-  return {};
+  return Plan{options.sync, [&jobs, settings, options](JobTarget target) -> Result<void> {
+                VBDKIT_TRY(jobs.admit(settings.id));
+                VBDKIT_ASSIGN(auto job, BackupJob::create(jobs.context(), settings,
+                                                          std::move(target), options));
+                jobs.start(std::move(job));
+                return {};
+              }};
 }
 
 // What lies beneath the disk's own image may be in use by other instances, of which one alone does
@@ -253,22 +322,28 @@ void add_start_commands(control::CommandTable& commands, JobTable& jobs) {
                                std::function<Result<void>(const Json&)> start) {
     commands.add(name, std::move(arguments),
                  [start = std::move(start)](const Json& given, Reply reply) {
-                   if (const auto started = start(given); !started)
-                     reply.error(started.error());
-                   else
-                     reply.ok();
+                   answer(reply, start(given));
                  });
   };
-  add("blockdev-mirror", with_common({"copy-mode"}),
-      [&jobs](const Json& given) { return start_mirror(jobs, given, open_target_spec, false); });
-  add("x-vbdkit-migrate", with_common({}),
-      [&jobs](const Json& given) { return start_mirror(jobs, given, open_target_spec, true); });
-  add("drive-mirror", with_common({"format", "mode", "copy-mode"}),
-      [&jobs](const Json& given) { return start_mirror(jobs, given, open_file, false); });
-  add("blockdev-backup", with_common({"bitmap", "bitmap-mode", "compress"}),
-      [&jobs](const Json& given) { return start_backup(jobs, given, open_target_spec); });
-  add("drive-backup", with_common({"format", "mode", "bitmap", "bitmap-mode", "compress"}),
-      [&jobs](const Json& given) { return start_backup(jobs, given, open_file); });
+  commands.add("blockdev-mirror", with_common({"copy-mode"}),
+               [&jobs](const Json& given, Reply reply) {
+                 start_on_spec(jobs, given, plan_mirror(jobs, given, false), std::move(reply));
+               });
+  commands.add("x-vbdkit-migrate", with_common({}), [&jobs](const Json& given, Reply reply) {
+    start_on_spec(jobs, given, plan_mirror(jobs, given, true), std::move(reply));
+  });
+  commands.add("drive-mirror", with_common({"format", "mode", "copy-mode"}),
+               [&jobs](const Json& given, Reply reply) {
+                 start_on_file(jobs, given, plan_mirror(jobs, given, false), std::move(reply));
+               });
+  commands.add("blockdev-backup", with_common({"bitmap", "bitmap-mode", "compress"}),
+               [&jobs](const Json& given, Reply reply) {
+                 start_on_spec(jobs, given, plan_backup(jobs, given), std::move(reply));
+               });
+  commands.add("drive-backup", with_common({"format", "mode", "bitmap", "bitmap-mode", "compress"}),
+               [&jobs](const Json& given, Reply reply) {
+                 start_on_file(jobs, given, plan_backup(jobs, given), std::move(reply));
+               });
   add("block-commit",
       {"job-id", "device", "base", "base-node", "top", "top-node", "speed", "on-error",
        "filter-node-name", "auto-finalize", "auto-dismiss"},
