@@ -1,93 +1,15 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "drivers/crash_replay.h"
 
-#include <unistd.h>
-
 #include <algorithm>
+#include <array>
 #include <cstring>
 
-#include "drivers/chain/image_file.h"
 #include "drivers/iov.h"
 
 namespace vbdkit::drivers {
 
-Result<SparseBytes> SparseBytes::load(const std::string& path) {
-  VBDKIT_ASSIGN(const ImageFile file, ImageFile::open(path, ImageFile::Mode::kRead));
-  VBDKIT_ASSIGN(const Bytes size, file.size());
-  SparseBytes bytes;
-  Page page;
-  for (uint64_t at = 0; at < size.v; at += kPage) {
-    const size_t n = std::min<uint64_t>(kPage, size.v - at);
-    VBDKIT_TRY(file.read(at, std::span(page).first(n)));
-    bytes.write(at, page.data(), n);
-  }
-  return bytes;
-}
-
-Result<void> SparseBytes::save(const std::string& path) const {
-  unlink(path.c_str());
-  VBDKIT_ASSIGN(ImageFile file, ImageFile::open(path, ImageFile::Mode::kCreate));
-  VBDKIT_TRY(file.resize(Bytes{size_}));
-  for (const auto& [number, page] : pages_)
-    VBDKIT_TRY(
-        file.write(number * kPage, std::span(page).first(std::min(kPage, size_ - number * kPage))));
-  return {};
-}
-
-void SparseBytes::resize(uint64_t size) {
-  if (size < size_) {
-    const uint64_t old = size_;
-    zero(size, old - size);
-    std::erase_if(pages_, [&](const auto& p) { return p.first * kPage >= size; });
-  }
-  size_ = size;
-}
-
-void SparseBytes::read(uint64_t offset, std::byte* to, size_t length) const {
-  while (length > 0) {
-    const size_t n = std::min<uint64_t>(length, kPage - offset % kPage);
-    const auto it = pages_.find(offset / kPage);
-    if (it == pages_.end())
-      memset(to, 0, n);
-    else
-      memcpy(to, it->second.data() + offset % kPage, n);
-    to += n;
-    offset += n;
-    length -= n;
-  }
-}
-
-void SparseBytes::write(uint64_t offset, const std::byte* from, size_t length) {
-  size_ = std::max(size_, offset + length);
-  while (length > 0) {
-    const size_t n = std::min<uint64_t>(length, kPage - offset % kPage);
-    auto it = pages_.find(offset / kPage);
-    if (it != pages_.end() ||
-        std::any_of(from, from + n, [](std::byte b) { return b != std::byte{}; })) {
-      if (it == pages_.end()) it = pages_.emplace(offset / kPage, Page{}).first;
-      memcpy(it->second.data() + offset % kPage, from, n);
-    }
-    from += n;
-    offset += n;
-    length -= n;
-  }
-}
-
-void SparseBytes::zero(uint64_t offset, uint64_t length) {
-  size_ = std::max(size_, offset + length);
-  while (length > 0) {
-    const uint64_t n = std::min<uint64_t>(length, kPage - offset % kPage);
-    const auto it = pages_.find(offset / kPage);
-    if (it != pages_.end()) {
-      if (n == kPage)
-        pages_.erase(it);
-      else
-        memset(it->second.data() + offset % kPage, 0, n);
-    }
-    offset += n;
-    length -= n;
-  }
-}
+using Kind = DiskLog::Change::Kind;
 
 class CrashRecorder::DiskNode final : public Node {
  public:
@@ -130,32 +52,28 @@ NodePtr CrashRecorder::node() { return std::make_unique<DiskNode>(*this); }
 
 void CrashRecorder::submit(Request& request) {
   ++requests_;
-  InFlight entry{&request, kNever};
+  InFlight entry{&request, kNone};
   if (request.op != Op::kRead) {
-    Record record;
-    record.op = request.op;
-    record.offset = request.offset;
-    record.length = request.length;
-    record.fua = (request.flags & kFua) != 0;
-    record.submitted = events_++;
+    DiskLog::Change change;
+    change.kind = request.op == Op::kWrite   ? Kind::kWrite
+                  : request.op == Op::kFlush ? Kind::kFlush
+                                             : Kind::kZero;
+    change.offset = request.offset;
+    change.length = request.length;
+    change.fua = (request.flags & kFua) != 0;
+    change.submitted = events_++;
     if (request.op == Op::kWrite) {
-      record.data.resize(request.length);
-      copy_from_iov(request.iov, 0, reinterpret_cast<char*>(record.data.data()), request.length);
+      change.data.resize(request.length);
+      copy_from_iov(request.iov, 0, reinterpret_cast<char*>(change.data.data()), request.length);
     }
-    entry.record = records_.size();
-    records_.push_back(std::move(record));
+    entry.change = log_.add(std::move(change));
   }
   in_flight_.push_back(entry);
 }
 
 void CrashRecorder::resize(uint64_t size) {
-  Record record;
-  record.resize = true;
-  record.length = size;
-  record.submitted = events_++;
-  record.completed = events_++;
-  records_.push_back(std::move(record));
-  content_.resize(size);
+  const size_t change = log_.add({.kind = Kind::kResize, .length = size, .submitted = events_++});
+  log_.completed(change, events_++).apply(content_);
 }
 
 void CrashRecorder::complete_one(std::mt19937_64& random) {
@@ -163,7 +81,7 @@ void CrashRecorder::complete_one(std::mt19937_64& random) {
   const InFlight entry = in_flight_[i];
   in_flight_.erase(in_flight_.begin() + static_cast<ptrdiff_t>(i));
   Request& request = *entry.request;
-  if (entry.record == kNever) {
+  if (entry.change == kNone) {
     std::vector<std::byte> data(request.length);
     content_.read(request.offset, data.data(), data.size());
     copy_to_iov(request.iov, 0, reinterpret_cast<const char*>(data.data()), data.size());
@@ -175,46 +93,12 @@ void CrashRecorder::complete_one(std::mt19937_64& random) {
     request.done(request, failure_);
     return;
   }
-  Record& record = records_[entry.record];
-  record.completed = events_++;
-  if (record.op == Op::kWrite)
-    content_.write(record.offset, record.data.data(), record.data.size());
-  else if (record.op != Op::kFlush)
-    content_.zero(record.offset, record.length);
+  log_.completed(entry.change, events_++).apply(content_);
   request.done(request, 0);
 }
 
 void CrashRecorder::complete_all(std::mt19937_64& random) {
   while (!idle()) complete_one(random);
-}
-
-SparseBytes CrashRecorder::after_cut(size_t cut, Loss loss, std::mt19937_64& random) const {
-  size_t flush = 0;  // what was completed before this event is durable
-  for (const Record& r : records_)
-    if (!r.resize && r.op == Op::kFlush && r.completed < cut) flush = std::max(flush, r.submitted);
-  SparseBytes disk = initial_;
-  for (const Record& r : records_) {
-    if (r.submitted >= cut) break;
-    if (!r.resize && r.op == Op::kFlush) continue;
-    const bool completed = r.completed < cut;
-    const bool durable = r.completed < flush || (r.fua && completed);
-    enum { kNone, kSome, kAll } part = completed ? kAll : kNone;
-    if (!durable && loss == Loss::kRandom) part = std::array{kNone, kSome, kAll}[random() % 3];
-    if (part == kNone) continue;
-    if (r.resize) {
-      disk.resize(r.length);
-      continue;
-    }
-    for (uint64_t at = 0; at < r.length; at += kSectorSize) {
-      if (part == kSome && random() % 2 == 0) continue;
-      const uint64_t n = std::min(kSectorSize, r.length - at);
-      if (r.op == Op::kWrite)
-        disk.write(r.offset + at, r.data.data() + at, n);
-      else
-        disk.zero(r.offset + at, n);
-    }
-  }
-  return disk;
 }
 
 WriteOracle::WriteOracle(std::vector<std::byte> base) : base_(std::move(base)) {}

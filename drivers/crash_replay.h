@@ -4,54 +4,26 @@
 // beneath the driver under test, keeps the bytes in memory and logs every submission and completion
 // of a write, discard, flush or change of size. Afterwards the state of the file after a cut at any
 // event can be saved, with all that was completed or with a random choice of what no flush had made
-// durable yet, torn at sectors. A WriteOracle knows what a disk may read as after a cut.
-// (libcrashreplay.la; used by the formats' *_crash_test.cc.)
-//
-// Rules of the simulated disk: a flush makes durable what was completed before it was submitted;
-// FUA makes its own request durable; sectors of 512 bytes are written whole or not at all; a change
-// of size may be lost like a write. One thread.
+// durable yet, torn at sectors (disk_log.h has the rules). A WriteOracle knows what a disk may read
+// as after a cut. (libcrashreplay.la; used by the formats' *_crash_test.cc.) One thread.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <random>
 #include <span>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
-#include "base/result.h"
+#include "drivers/disk_log.h"
 #include "drivers/node.h"
 
 namespace vbdkit::drivers {
 
-// Bytes of a sparse file.
-class SparseBytes {
- public:
-  static Result<SparseBytes> load(const std::string& path);
-  // Makes or replaces the file.
-  Result<void> save(const std::string& path) const;
-
-  uint64_t size() const { return size_; }
-  void resize(uint64_t size);
-  void read(uint64_t offset, std::byte* to, size_t length) const;
-  void write(uint64_t offset, const std::byte* from, size_t length);  // grows the file
-  void zero(uint64_t offset, uint64_t length);                        // grows the file
-
- private:
-  static constexpr uint64_t kPage = 4096;
-  using Page = std::array<std::byte, kPage>;
-
-  uint64_t size_ = 0;
-  std::unordered_map<uint64_t, Page> pages_;  // by number; what is not here is zero
-};
-
 class CrashRecorder {
  public:
-  explicit CrashRecorder(SparseBytes content) : initial_(content), content_(std::move(content)) {}
+  explicit CrashRecorder(SparseBytes content) : content_(content), log_(std::move(content)) {}
 
   // The disk's node; the recorder must outlive it.
   NodePtr node();
@@ -71,37 +43,25 @@ class CrashRecorder {
   // Reads, writes and so on submitted so far.
   uint64_t requests() const { return requests_; }
 
-  enum class Loss {
-    kNothing,  // all that was completed is there
-    kRandom,   // what was not durable is there, or not, or in part
-  };
-  SparseBytes after_cut(size_t cut, Loss loss, std::mt19937_64& random) const;
+  using Loss = DiskLog::Loss;
+  SparseBytes after_cut(size_t cut, Loss loss, std::mt19937_64& random) const {
+    return log_.after_cut(cut, loss, random);
+  }
 
  private:
   class DiskNode;
-  static constexpr size_t kNever = SIZE_MAX;
+  static constexpr size_t kNone = SIZE_MAX;
 
-  struct Record {
-    Op op = Op::kWrite;
-    bool resize = false;
-    bool fua = false;
-    uint64_t offset = 0;
-    uint64_t length = 0;  // of a resize: the new size
-    std::vector<std::byte> data;
-    size_t submitted = 0;
-    size_t completed = kNever;
-  };
   struct InFlight {
     Request* request = nullptr;
-    size_t record = kNever;  // index; a read has none
+    size_t change = kNone;  // in the log; a read has none
   };
 
   void submit(Request& request);
   void resize(uint64_t size);
 
-  SparseBytes initial_;
   SparseBytes content_;
-  std::deque<Record> records_;
+  DiskLog log_;
   std::vector<InFlight> in_flight_;
   size_t events_ = 0;
   uint64_t requests_ = 0;

@@ -20,8 +20,20 @@ libjobs_la_SOURCES = \
 libjobs_la_LIBADD = liblivegraph.la libcontrol.la libdrivers.la
 
 if HAVE_GTEST
-check_PROGRAMS += backend/jobs/jobs_test backend/jobs/mirror_filter_test backend/jobs/stream_job_test
-TESTS += backend/jobs/jobs_test backend/jobs/mirror_filter_test backend/jobs/stream_job_test
+check_PROGRAMS += backend/jobs/commit_crash_test backend/jobs/jobs_test \
+  backend/jobs/mirror_filter_test backend/jobs/stream_job_test
+TESTS += backend/jobs/commit_crash_test backend/jobs/jobs_test \
+  backend/jobs/mirror_filter_test backend/jobs/stream_job_test
+backend_jobs_commit_crash_test_SOURCES = \
+  backend/jobs/commit_crash_test.cc \
+  drivers/crash_files.cc \
+  drivers/crash_files.h
+backend_jobs_commit_crash_test_CPPFLAGS = $(AM_CPPFLAGS) $(GTEST_CFLAGS)
+# What drivers/crash_files.cc has to hear of.
+backend_jobs_commit_crash_test_LDFLAGS = $(AM_LDFLAGS) \
+  -Wl,--wrap=pwrite,--wrap=ftruncate,--wrap=fdatasync,--wrap=fsync \
+  -Wl,--wrap=link,--wrap=rename,--wrap=unlink
+backend_jobs_commit_crash_test_LDADD = libjobs.la libcrashreplay.la $(GTEST_LIBS)
 backend_jobs_jobs_test_SOURCES = \
   backend/jobs/job_test_base.h \
   backend/jobs/jobs_test.cc \

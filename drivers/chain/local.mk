@@ -23,7 +23,9 @@ if HAVE_GTEST
 check_LTLIBRARIES += libcrashreplay.la
 libcrashreplay_la_SOURCES = \
   drivers/crash_replay.cc \
-  drivers/crash_replay.h
+  drivers/crash_replay.h \
+  drivers/disk_log.cc \
+  drivers/disk_log.h
 libcrashreplay_la_LIBADD = libdrivers.la
 
 check_PROGRAMS += drivers/chain/chain_test
