@@ -145,10 +145,11 @@ TEST_F(HotplugSharing, ImageIsFreeForTheNextAsSoonAsItIsDetached) {
   EXPECT_TRUE(instance_dirs().empty());
 }
 
-TEST_F(HotplugSharing, Vbd3DropsWhatLibxlPutsInFront) {
+TEST_F(HotplugSharing, Vbd3DropsWhatLibxlPutsInFrontOfTargetAndSocket) {
   Guest& guest = *must(world().create_guest());
   const Disk disk = add(guest, {.backend = BackendType::kVbd3, .target = "raw:" + image("a.img")});
   EXPECT_EQ(node(disk, "params").substr(0, 8), "aio:raw:");
+  EXPECT_EQ(node(disk, "physical-device-path"), instance_dirs().front() + "/nbd.sock");
   auto front = must(Frontend::create(guest, disk.devid));
   must(front->connect(soon()));
   VerifiedDisk content(front->features().sectors);
