@@ -3,6 +3,7 @@
 EXTRA_DIST += \
   tests/xen/.shellcheckrc \
   tests/xen/README.md \
+  tests/xen/case_file.py \
   tests/xen/cases/attach-detach.sh \
   tests/xen/cases/blkback-loaded.sh \
   tests/xen/cases/boot-block-device.sh \
@@ -18,24 +19,24 @@ EXTRA_DIST += \
   tests/xen/cases/driver-domain.sh \
   tests/xen/cases/fio-verify.sh \
   tests/xen/cases/flush.sh \
+  tests/xen/cases/fstrim-grow.sh \
   tests/xen/cases/hvm.sh \
   tests/xen/cases/idle-memory.sh \
   tests/xen/cases/kexec.sh \
   tests/xen/cases/libvirt.sh \
   tests/xen/cases/matrix.sh \
+  tests/xen/cases/migrate.sh \
   tests/xen/cases/missing-image.sh \
   tests/xen/cases/multi-queue.sh \
   tests/xen/cases/ordinary-user.sh \
   tests/xen/cases/plugin-boot-qcow2.sh \
-  tests/xen/cases/plugin-fstrim-grow.sh \
-  tests/xen/cases/plugin-migrate.sh \
-  tests/xen/cases/plugin-reboot-destroy.sh \
   tests/xen/cases/plugin-refused.sh \
-  tests/xen/cases/plugin-save-restore.sh \
   tests/xen/cases/pvh.sh \
   tests/xen/cases/pygrub-vhd.sh \
   tests/xen/cases/read-only.sh \
+  tests/xen/cases/reboot-destroy.sh \
   tests/xen/cases/reboot.sh \
+  tests/xen/cases/save-restore.sh \
   tests/xen/cases/second-writer.sh \
   tests/xen/cases/shared-readonly.sh \
   tests/xen/cases/storage-first.sh \

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash
 # A guest whose root is a block device boots and writes to it.
+# shows: root file system on an image or a chain
 device=/dev/vdc
 root_image root - "$device" >/dev/null
 guest_create g1 --append lab.root=/dev/xvda "$(disk xvda "$device")" || fail "xl create: $(cat "$state/g1.xl")"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash
 # A guest whose root is a raw file boots; it sees the file's size; what it writes is in the file.
+# shows: root file system on an image or a chain
 path=$(root_image root 64M)
 guest_create g1 --append lab.root=/dev/xvda "$(disk xvda "$path")" || fail "xl create: $(cat "$state/g1.xl")"
 expect "the guest's root file system" "$(guest_must g1 'stat -f -c %T /')" ext2/ext3

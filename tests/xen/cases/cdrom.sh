@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash
 # A CD image for a PV guest, with stock libxl and through the plugin: the guest reads it and cannot write it.
+# shows: CD image
 only vbdkit
 path=$(image cd 8M)
 fill "$path" 8

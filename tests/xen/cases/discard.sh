@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash
 # blkdiscard in the guest gives the file's blocks back to dom0's file system, and only those.
+# shows: discard gives space back
 shared_guest
 blkfront shared
 path=$(image holes 16M)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash
 # A guest's disk is served by another guest: vbdkit and `xl devd` in a driver domain, a qcow2 image that dom0 does not have.
+# shows: disk of a driver domain with `xl devd`
 # on request
 # limit: 900 s
 only vbdkit

@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash
 # An HVM guest boots from an image of ours: BIOS and GRUB read and write the emulated disk, which is QEMU on our NBD socket;
-# the kernel unplugs that and goes on with xen-blkfront, on the same bytes. hvm:plugin has the disk from the libxl plugin.
-# lab: hvm
+# the kernel unplugs that and goes on with xen-blkfront, on the same bytes. hvm:WAY:FORMAT gives libxl the disk in one of
+# matrix's ways, as an image of that format.
+# shows: HVM: BIOS and GRUB boot by QEMU from our NBD socket, the kernel unplugs that and goes on with the PV disk; reboot
+# lab: hvm hvm-4.20
 # limit: 1800 s
 only vbdkit
-way=${1:-script}
+by "${1:-script}"
+format=${2:-raw}
 # shellcheck source=tests/xen/dom0/boot-disk.sh
 . /lab/dom0/boot-disk.sh
 path=$(boot_disk boot 64 lab.boot=first)
-case $way in
-  script) spec=raw:$path disk=$(image_disk sda "$spec") ;; # sda: emulated as SCSI, which this BIOS reads fast
-  plugin)
-    patched_libxl
-    leaf=$(image_chain qcow2 2 "$path")
-    rm -f "$path"
-    spec=qcow2:$leaf disk=$(plugin_disk sda qcow2 "$leaf")
-    ;;
-  *) fail "no such way: $way" ;;
-esac
+leaf=$path
+if [ "$format" != raw ]; then
+  leaf=$(image_chain "$format" 2 "$path")
+  rm -f "$path"
+fi
+disk=$(format_disk sda "$format" "$leaf") # sda: emulated as SCSI, which this BIOS reads fast
 qemu_has_disk() { vbdkit list --json | grep -q '"type": *"nbd"'; }
 on_blkfront() { # on_blkfront WORD: the guest was booted with this word by GRUB, by QEMU's disk, and has ours only by now
   local drive
@@ -43,12 +42,12 @@ guest_ready g1 900
 on_blkfront second
 expect "what the guest reads after its reboot" "$(guest_must g1 'mount -t ext4 /dev/xvda1 /root && sha256sum </root/data && umount /root')" "$sum"
 shut_down g1
-if [ "$way" = plugin ]; then
-  vbdkit check "$spec" >"$state/check" 2>&1 || fail "vbdkit check: $(cat "$state/check")"
-  vbdkit convert "$spec" "raw:$path"
+if [ "$format" != raw ]; then
+  vbdkit check "$format:$leaf" >"$state/check" 2>&1 || fail "vbdkit check: $(cat "$state/check")"
+  vbdkit convert "$format:$leaf" "raw:$path"
 fi
 dd if="$path" of="$state/partition" bs=1M skip=1 conv=sparse status=none
 e2fsck -fn "$state/partition" >"$state/fsck" 2>&1 || fail "e2fsck: $(cat "$state/fsck")"
 expect "checksum of what the guest wrote" "$(debugfs -R 'cat /data' "$state/partition" 2>/dev/null | sha256sum)" "$sum"
 rm -f "$state/partition"
-saw "BIOS and GRUB read and write ${spec%%:*} by QEMU and NBD, the kernel goes on with xvda; twice, each reads what the other wrote"
+saw "BIOS and GRUB read and write $format by QEMU and NBD, the kernel goes on with xvda; twice, each reads what the other wrote"

@@ -2,6 +2,7 @@
 # shellcheck shell=bash
 # An HVM guest starts another kernel by kexec while it reads its disk. libxl resets the domain, device model and disks
 # (on_soft_reset), the new kernel's blkfront connects, and what the old one wrote is there.
+# shows: guest kexec while it reads its disk
 # lab: hvm
 # limit: 1800 s
 only vbdkit

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash
-# libvirt starts a guest, reboots it and ends it; its disk is one of ours, given by libvirt's hook (docs/examples). libvirt's
-# own words for a disk do not lead to us: what it says then is in the log.
+# libvirt starts a guest, reboots, saves, restores and ends it; its disk is one of ours, given by libvirt's hook (docs/examples).
+# libvirt's own words for a disk do not lead to us: what it says then is in the log.
+# shows: libvirt, the disk from its hook: create, reboot, save, restore, destroy
 # lab: libvirt
 # limit: 900 s
 only vbdkit
@@ -66,7 +67,17 @@ guest_ready g1
 second=$(domid g1)
 [ "$first" != "$second" ] || fail "g1 still is domain $first: it did not reboot"
 expect "what the guest reads after virsh reboot" "$(guest_must g1 'sha256sum </data')" "$sum"
+virsh save g1 "$images/g1.save" || fail "virsh save: status $?"
+until_true 30 is_clean || fail "left behind by virsh save: $(left_behind)"
+mark_console g1
+# Paused, for the hook comes after the start: the guest shall find its disk when it wakes up.
+virsh restore --paused "$images/g1.save" || fail "virsh restore: status $?"
+echo "/local/domain/$(domid g1)" >"$state/g1.path"
+virsh resume g1 || fail "virsh resume: status $?"
+expect "what the guest reads after virsh restore" "$(guest_must g1 'echo 3 >/proc/sys/vm/drop_caches; sha256sum </data')" "$sum"
+guest_must g1 'echo after >/after && sync'
+expect "instances" "$(instance_count)" 1
 virsh destroy g1 || fail "virsh destroy: status $?"
 until_true 30 is_clean || fail "left behind: $(left_behind)"
 vbdkit check "qcow2:$path" >"$state/check" 2>&1 || fail "vbdkit check: $(cat "$state/check")"
-saw "root on qcow2 by libvirt's hook; domain $first became $second by virsh reboot, same bytes; virsh destroy left nothing"
+saw "root on qcow2 by libvirt's hook; domain $first became $second by virsh reboot, and was saved and restored, same bytes; virsh destroy left nothing"

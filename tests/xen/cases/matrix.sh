@@ -5,19 +5,8 @@
 # on request
 # limit: 900 s
 only vbdkit
-way=$1 kind=$2
-case $way in
-  script) format_disk() { image_disk "$1" "$2:$3"; } ;;
-  tap)
-    [ "$(</lab/xen-version)" != 4.17 ] || skip "libxl of Xen 4.17 runs no script for backendtype=tap"
-    format_disk() { tap_disk "$1" "$2:$3"; }
-    ;;
-  plugin)
-    patched_libxl
-    format_disk() { plugin_disk "$1" "$2" "$3"; }
-    ;;
-  *) fail "no such way: $way" ;;
-esac
+by "$1"
+kind=$2
 formats=(raw vhd qcow2)
 vdevs=(xvda xvdb xvdc xvdd)
 raw=$(image matrix 8M)

@@ -2,6 +2,8 @@
 # shellcheck shell=bash
 # backendtype=vbdkit on a libxl with disk plugins: a guest boots from a qcow2 image with a backing file, reboots, gets a
 # second disk while it runs, and not one that is not there; JSON tells the plugin and the format.
+# shows: boot, attach, detach, reboot from inside
+# way: plugin
 # limit: 900 s
 only vbdkit
 patched_libxl

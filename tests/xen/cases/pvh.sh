@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash
 # A PVH guest, with hardware page tables instead of Xen's own: the same disk, the same bytes.
+# shows: root file system on an image or a chain
 path=$(root_image root 64M)
 guest_create g1 --type pvh --memory 256 --append lab.root=/dev/xvda "$(disk xvda "$path")" ||
   fail "xl create: $(cat "$state/g1.xl")"

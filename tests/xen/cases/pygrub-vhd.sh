@@ -2,6 +2,7 @@
 # shellcheck shell=bash
 # pygrub reads kernel and initramfs of a PV guest out of a chain of VHD images: libxl attaches the disk to dom0 for it and
 # detaches it before the guest has it.
+# shows: pygrub, from a chain
 # limit: 900 s
 only vbdkit
 # shellcheck source=tests/xen/dom0/boot-disk.sh

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash
 # A read-only disk: the guest knows, its writes and discards fail, the file keeps every byte.
+# shows: read-only disk
 shared_guest
 blkfront shared
 path=$(image ro 16M)

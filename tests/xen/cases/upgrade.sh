@@ -2,6 +2,7 @@
 # shellcheck shell=bash
 # The package is upgraded under a guest that writes: programs are replaced, vbdkitd ends as systemd ends it and a new one
 # starts, with the rights that its unit leaves it. The disk goes on in the same process, and the new daemon detaches it.
+# shows: package upgraded under a guest that writes
 # on request
 only vbdkit
 shared_guest

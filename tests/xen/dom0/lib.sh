@@ -52,6 +52,24 @@ plugin_disk() { # plugin_disk VDEV FORMAT PATH [rw|r] [PLUGIN]
   echo "format=$2,vdev=$1,access=${4:-rw},backendtype=${5:-vbdkit},target=$3"
 }
 
+# by WAY: from here on the case gives libxl its disks in this way; by plugin, it has the patched libxl.
+by() {
+  way=$1
+  case $way in
+    script) ;;
+    tap) [ "$(</lab/xen-version)" != 4.17 ] || skip "libxl of Xen 4.17 runs no script for backendtype=tap" ;;
+    plugin) patched_libxl ;;
+    *) fail "no such way: $way" ;;
+  esac
+}
+format_disk() { # format_disk VDEV FORMAT PATH: the disk spec for an image, in the case's way
+  case $way in
+    script) image_disk "$1" "$2:$3" ;;
+    tap) tap_disk "$1" "$2:$3" ;;
+    plugin) plugin_disk "$@" ;;
+  esac
+}
+
 # --- the backends ----------------------------------------------------------------------------------------------------
 
 vbdkitd_command=(vbdkitd) vbdkitd_options=() # for a case that wants another daemon

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash
-# fstrim in a guest makes its image smaller on the host, raw or qcow2, through the libxl plugin; then the image grows while
-# the guest has the disk, and xl takes the disk away.
+# fstrim in a guest makes its image smaller on the host, raw or qcow2; then the image grows while the guest has the disk, and
+# xl takes the disk away. By plugin; fstrim-grow:WAY in another way.
+# shows: `fstrim` shrinks the image; `vbdkit grow` while the guest has it
+# way: plugin
 # on request
 # limit: 1800 s
 only vbdkit
-patched_libxl
+by "${1:-plugin}"
 guest_create g1 || fail "xl create: $(cat "$state/g1.xl")"
 used() { du -k "$1" | cut -f1; }
 told=''
@@ -13,7 +15,7 @@ for format in raw qcow2; do
   path=$images/trim.$format
   rm -f "$path"
   vbdkit create --size 32M "$format:$path"
-  attach_disk g1 xvdb "$(plugin_disk xvdb "$format" "$path")"
+  attach_disk g1 xvdb "$(format_disk xvdb "$format" "$path")"
   guest_must g1 '/sbin/mke2fs -q -t ext4 /dev/xvdb && mount -t ext4 /dev/xvdb /root && yes big | head -c 12000000 >/root/big &&
     head -c 1000000 /dev/urandom >/root/kept && sha256sum </root/kept >/tmp/sum && sync' 600 >/dev/null
   full=$(used "$path")

@@ -2,14 +2,16 @@
 # shellcheck shell=bash
 # A guest migrates live, to the host it is on, while it writes: the receiving side's disk joins the instance that the other
 # still has: one machine, one image. No write is lost, and none comes back. A PVH guest: of PV guests Xen learns which pages
-# are written by shadow page tables, and Debian's 4.17 has none.
+# are written by shadow page tables, and Debian's 4.17 has none. By plugin; migrate:WAY in another way.
+# shows: `xl migrate` to the same host while the guest writes
+# way: plugin
 # on request
 # limit: 1800 s
 only vbdkit
-patched_libxl
+by "${1:-plugin}"
 path=$images/moving.qcow2
 vbdkit create --size 32M "qcow2:$path"
-guest_create g1 --type pvh --memory 256 "$(plugin_disk xvda qcow2 "$path")" || fail "xl create: $(cat "$state/g1.xl")"
+guest_create g1 --type pvh --memory 256 "$(format_disk xvda qcow2 "$path")" || fail "xl create: $(cat "$state/g1.xl")"
 first=$(domid g1)
 pid=$(instances)
 # Round after round of the same blocks, each with its own content.

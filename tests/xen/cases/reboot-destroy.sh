@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash
-# xl reboot of a guest with two disks of the libxl plugin, one of them attached later: both come back with what was written.
-# xl destroy while it writes leaves nothing.
+# xl reboot of a guest with two disks, one of them attached later: both come back with what was written. xl destroy while it
+# writes leaves nothing. By plugin; reboot-destroy:WAY in another way.
+# shows: `xl reboot`, `xl destroy` while the guest writes
+# way: plugin
 # on request
 # limit: 900 s
 only vbdkit
-patched_libxl
+by "${1:-plugin}"
 path=$images/a.qcow2
 vbdkit create --size 32M "qcow2:$path"
-guest_create g1 "$(plugin_disk xvda qcow2 "$path")" || fail "xl create: $(cat "$state/g1.xl")"
-attach_disk g1 xvdb "$(plugin_disk xvdb raw "$(image b 16M)")"
+guest_create g1 "$(format_disk xvda qcow2 "$path")" || fail "xl create: $(cat "$state/g1.xl")"
+attach_disk g1 xvdb "$(format_disk xvdb raw "$(image b 16M)")"
 guest_must g1 'for d in xvda xvdb; do echo $d | dd of=/dev/$d conv=sync,fsync; done' >/dev/null 2>&1
 first=$(domid g1)
 mark_console g1
