@@ -312,10 +312,10 @@ guest() {
 guest_must() { guest "$@" || fail "guest $1: status $? from: $2"; }
 
 # driver_domain: starts a domain that serves other guests' disks, named drv: dom0's own file system once more, vbdkitd and
-# `xl devd`. What `guest drv SCRIPT` runs in it has vbdkit and xl.
+# `xl devd`. What `guest drv SCRIPT` runs in it has vbdkit and xl; by plugin, the patched one.
 driver_domain() {
   guest_create drv --memory 400 --config 'driver_domain = 1' \
-    --append 'lab.root=/dev/xvda lab.layer=/dev/xvdb lab.init=/lab/dom0/driver-init' \
+    --append "lab.root=/dev/xvda lab.layer=/dev/xvdb lab.init=/lab/dom0/driver-init lab.way=${way:-script}" \
     "$(disk xvda /dev/vdd)" "$(disk xvdb /dev/vde r)" || fail "xl create: $(cat "$state/drv.xl")"
 }
 
