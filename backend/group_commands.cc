@@ -49,6 +49,7 @@ struct GroupCommands::Group {
   std::optional<Reply> reply;  // of the command that is under way
   std::vector<Reply> settling;
   bool no_more_waiting = false;
+  bool durable = false;  // what the journal says, as somebody has told
   bool taken = false;
 };
 
@@ -69,8 +70,8 @@ void GroupCommands::add_to(control::CommandTable& commands) {
                [this](const Json& given, Reply reply) { prepare(given, std::move(reply)); });
   commands.add("x-vbdkit-group-hold", {"timeout-ms"},
                [this](const Json& given, Reply reply) { hold(given, std::move(reply)); });
-  commands.add("x-vbdkit-group-settle", {},
-               [this](const Json&, Reply reply) { settle(std::move(reply)); });
+  commands.add("x-vbdkit-group-settle", {"durable"},
+               [this](const Json& given, Reply reply) { settle(given, std::move(reply)); });
 }
 
 void GroupCommands::wait_for_word(std::chrono::milliseconds time) {
@@ -129,9 +130,9 @@ void GroupCommands::prepare(const Json& given, Reply reply) {
           member->emplace(std::move(made));
           return {};
         },
-        [this](Result<void> made) {
-          if (!made || !admit_) return prepared(std::move(made));
-          admit_(group_->image.path, [this](Result<void> admitted) { prepared(admitted); });
+        [this](Result<void> result) {
+          if (!result || !admit_) return made(std::move(result));
+          admit_(group_->image.path, [this](Result<void> admitted) { made(std::move(admitted)); });
         });
   };
   change.hold = [this](LiveGraph::Done go) { held(std::move(go)); };
@@ -143,6 +144,20 @@ void GroupCommands::prepare(const Json& given, Reply reply) {
   };
   change.done = [this](Result<void> result) { forget(std::move(result)); };
   graph_.change(std::move(change));
+}
+
+// A disk that stands still waits for the flushes of all others; so little is left for those.
+void GroupCommands::made(Result<void> result) {
+  if (!result) return prepared(std::move(result));
+  flush_.op = drivers::Op::kFlush;
+  flush_.commands = this;
+  flush_.done = [](drivers::Request& request, int error) {
+    GroupCommands& self = *static_cast<Flush&>(request).commands;
+    self.reactor_.post([&self, error] {
+      self.prepared(error == 0 ? Result<void>() : Error::from_errno(error, "flush"));
+    });
+  };
+  graph_.top().submit(flush_);
 }
 
 // The guest goes on until all others are as far.
@@ -188,9 +203,10 @@ void GroupCommands::held(LiveGraph::Done go) {
   std::exchange(group.reply, std::nullopt)->ok();
 }
 
-void GroupCommands::settle(Reply reply) {
+void GroupCommands::settle(const Json& given, Reply reply) {
   if (!group_) return reply.error("DeviceNotFound", "This disk waits for no group");
   group_->settling.push_back(std::move(reply));
+  group_->durable = given.member("durable").boolean().value_or(false);
   settle_now();
 }
 
@@ -208,8 +224,8 @@ void GroupCommands::settle_now() {
   group.stage = Group::Stage::kSettling;
   auto verdict = std::make_shared<std::optional<Verdict>>();
   beside_.run(
-      [verdict, journal = group.journal]() -> Result<void> {
-        VBDKIT_ASSIGN(*verdict, drivers::settle_group(journal));
+      [verdict, journal = group.journal, durable = group.durable]() -> Result<void> {
+        VBDKIT_ASSIGN(*verdict, drivers::settle_group(journal, durable));
         return {};
       },
       [this, verdict](Result<void> asked) {

@@ -6,7 +6,7 @@
 //   x-vbdkit-group-prepare   makes the files, while the guest goes on
 //   x-vbdkit-group-hold      the disk stands still from here on; the answer is the instance's vote
 //   x-vbdkit-group-settle    does what the journal says; where it says nothing, that is the end of
-//   it
+//                            it. "durable": it is so already, which spares the disk a wait
 //
 // Where no word comes in time, or nobody is left to give it, the instance settles by itself. The
 // disk goes on when the verdict is known, and not before: where it cannot be read the disk waits.
@@ -46,12 +46,16 @@ class GroupCommands {
 
  private:
   struct Group;
+  struct Flush : drivers::Request {
+    GroupCommands* commands = nullptr;
+  };
 
   void prepare(const control::Json& arguments, control::Reply reply);
+  void made(Result<void> result);
   void prepared(Result<void> result);
   void hold(const control::Json& arguments, control::Reply reply);
   void held(LiveGraph::Done go);
-  void settle(control::Reply reply);
+  void settle(const control::Json& given, control::Reply reply);
   void settle_now();
   void settled(drivers::Verdict verdict);
   void tidy(const Result<void>& result, std::function<void()> tidied);
@@ -68,6 +72,7 @@ class GroupCommands {
   io::Timer::Clock::time_point deadline_{};
   std::unique_ptr<Group> group_;  // one at a time
   bool closing_ = false;
+  Flush flush_;
   Beside beside_;
 };
 

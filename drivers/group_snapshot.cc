@@ -132,7 +132,7 @@ Result<void> SnapshotGroup::decide() {
 
 Result<void> SnapshotGroup::end() { return remove_journal(path_); }
 
-Result<Verdict> settle_group(const std::string& journal) {
+Result<Verdict> settle_group(const std::string& journal, bool durable_already) {
   if (!journal.ends_with(kGroupJournal)) return corrupt(journal);
   Verdict verdict = Verdict::kGivenUp;
   if (::unlink(journal.c_str()) != 0) {
@@ -140,6 +140,7 @@ Result<Verdict> settle_group(const std::string& journal) {
     const auto taken = Fd::open(taken_name(journal), O_RDONLY);
     if (!taken && taken.error().sys_errno() != ENOENT) return taken.error();
     if (taken) verdict = Verdict::kTaken;
+    if (durable_already) return verdict;
   }
   // Whoever did it may not have come to this.
   if (inode_of(directory_of(journal)) != 0) VBDKIT_TRY(sync_directory(directory_of(journal)));

@@ -51,8 +51,9 @@ class SnapshotGroup {
 };
 
 enum class Verdict { kTaken, kGivenUp };
-// Where there is none yet the group is given up. Durable on return.
-Result<Verdict> settle_group(const std::string& journal);
+// Where there is none yet the group is given up. Durable on return, where it was not already, as
+// whoever decides knows: disks wait meanwhile, and a flush of a directory takes its time.
+Result<Verdict> settle_group(const std::string& journal, bool durable_already = false);
 
 // There is a verdict, or nobody any more who would take the snapshots.
 bool group_abandoned(const std::string& journal);

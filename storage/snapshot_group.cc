@@ -54,8 +54,10 @@ class RunningDisk final : public Member {
     w.begin_object().field("timeout-ms", static_cast<uint64_t>(longest_.count())).end_object();
     return send("x-vbdkit-group-hold", w.take());
   }
-  // It reads the verdict itself.
-  Result<void> begin_settling(bool) override { return send("x-vbdkit-group-settle", {}); }
+  // It reads the verdict itself; that is durable by now.
+  Result<void> begin_settling(bool) override {
+    return send("x-vbdkit-group-settle", R"({"durable":true})");
+  }
   Result<void> end() override {
     auto answer = client_.answer(kAnswerTimeout);
     return named(answer ? Result<void>() : std::move(answer).error());
@@ -179,8 +181,11 @@ Result<void> take_group(const std::vector<GroupImage>& images, const Options& op
   Result<void> ready = first_failure(prepared);
   if (ready) ready = first_failure(all(members, [](Member& m) { return m.begin_holding(); }));
   if (ready) ready = group.decide();
+  auto verdict = drivers::Verdict::kTaken;
   // Where it was not decided, now it is.
-  VBDKIT_ASSIGN(const drivers::Verdict verdict, drivers::settle_group(group.journal()));
+  if (!ready) {
+    VBDKIT_ASSIGN(verdict, drivers::settle_group(group.journal()));
+  }
   const bool taken = verdict == drivers::Verdict::kTaken;
   settle(members, prepared, taken, log);
   if (taken) return group.end();
