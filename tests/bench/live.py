@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What a guest notices of operations on its running disk: the longest I/O, beside the same load without.
 
-One client writes 4 KiB at random, 5000 times a second, one at a time. Meanwhile the disk is snapshotted, refreshed, its
-leaf is merged into its parent, as fast as that goes and with a limit, or an image beneath the leaf is. vbdkit-backend and
-qemu-storage-daemon, the same chains, in turn. Then what control costs: a merge beside cp of as much, a QMP command, one
-instance among 10,000.
+One client writes 4 KiB at random, 5000 times a second, one at a time. After half of its time the disk is snapshotted,
+refreshed, its leaf is merged into its parent, as fast as that goes and with a limit, or an image beneath the leaf is; or
+all is merged but the last switch, which comes then. What the client saw until then is its own measure (longest_before_us;
+beyond_us is how much longer the longest I/O was afterwards). vbdkit-backend and qemu-storage-daemon, the same chains, in
+turn. Then a snapshot of several disks at one moment, and what control costs: a merge beside cp of as much, a QMP command,
+one instance among 10,000, the start of one.
 """
 
 import contextlib
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -25,14 +28,16 @@ from nbd import wait_for
 PEER = "qsd"
 MERGE = "live merge of the whole disk"
 MERGE_PEER = "cp"
-DEPTHS = [1, 64]
+DEPTHS = [1, 8, 64]
 RATE = "5000"
 SUBJECTS = ["vbdkit", "qsd"]
-OPERATIONS = ["nothing", "snapshot", "refresh", "coalesce", "commit", "commit-limited", "stream"]
+OPERATIONS = ["nothing", "snapshot", "refresh", "coalesce", "commit", "commit-limited", "switch", "stream"]
 LIMIT = 64 << 20  # bytes a second
 ROUND_TRIPS = 2000
 INSTANCES = 10000
 FINDS = 20
+GROUP = 4
+GROUP_RATE = "1000"  # of each disk
 
 
 class Qmp:
@@ -132,14 +137,22 @@ class Disk:
         self.control.execute("x-vbdkit-refresh")
         return time.monotonic() - start
 
-    def commit(self, **limit):
-        """The leaf into its parent, to the end."""
-        start = time.monotonic()
+    def begin_commit(self, **limit):
+        """The leaf into its parent; it follows what is written then."""
         parent = self.leaf.with_name("live-parent.qcow2")
         self.control.execute("block-commit", device="disk", job_id="commit", base=str(parent), **limit)
         self.control.wait_event("BLOCK_JOB_READY")
+
+    def switch(self):
+        start = time.monotonic()
         self.control.execute("block-job-complete", device="commit")
         self.control.wait_event("BLOCK_JOB_COMPLETED")
+        return time.monotonic() - start
+
+    def commit(self, **limit):
+        start = time.monotonic()
+        self.begin_commit(**limit)
+        self.switch()
         return time.monotonic() - start
 
     def commit_limited(self):
@@ -170,7 +183,7 @@ def operations(subject, depth):
     """Those that this subject has at this depth."""
     without = set() if subject == "vbdkit" else {"refresh"}
     if depth < 3:
-        without |= {"coalesce", "commit", "commit-limited", "stream"}
+        without |= {"coalesce", "commit", "commit-limited", "switch", "stream"}
     return [name for name in OPERATIONS if name not in without]
 
 
@@ -194,17 +207,42 @@ def running(bench, subject, leaf):
             disk.end()
 
 
+def start_load(bench, nbd, rate, *more):
+    return subprocess.Popen([str(bench.build / "tests/bench/nbdload"), "--socket", str(nbd), "--rw", "randwrite",
+                             "--rate", rate, "--seconds", str(bench.seconds), *more], stdout=subprocess.PIPE, text=True)
+
+
+def under_load(bench, loads, operation):
+    """The clients' reports, and what the operation returned."""
+    time.sleep(bench.seconds / 2)
+    for load in loads:
+        load.send_signal(signal.SIGUSR1)
+    took = operation()
+    return [json.loads(load.communicate()[0]) for load in loads], took
+
+
 def measure_one(bench, subject, images, name):
-    """The client's report, and how long the operation took."""
     with running(bench, subject, new_leaf(bench, images)) as disk:
-        load = subprocess.Popen([str(bench.build / "tests/bench/nbdload"), "--socket", str(disk.nbd), "--rw", "randwrite",
-                                 "--rate", RATE, "--seconds", str(bench.seconds)], stdout=subprocess.PIPE, text=True)
-        time.sleep(bench.seconds / 3)
-        took = getattr(disk, name.replace("-", "_"))()
-        report = json.loads(load.communicate()[0])
+        if name == "switch":
+            disk.begin_commit()
+        load = start_load(bench, disk.nbd, RATE)
+        reports, took = under_load(bench, [load], getattr(disk, name.replace("-", "_")))
+    remove_snapshots(bench)
+    return reports[0], took
+
+
+def remove_snapshots(bench):
     for left in bench.images.glob("*.snap"):
         left.unlink()
-    return report, took
+
+
+def add_latencies(bench, case, subject, report, took):
+    since, before = report["lat_us"], report["before_us"]
+    bench.results.add(case, subject, longest_us=since["max"], longest_before_us=before["max"],
+                      beyond_us=max(0, since["max"] - before["max"]), p999_us=since["p999"], p99_us=since["p99"],
+                      p99_before_us=before["p99"])
+    if took is not None:
+        bench.results.add(case, subject, took_ms=took * 1000)
 
 
 def measure_latencies(bench, depth):
@@ -215,11 +253,66 @@ def measure_latencies(bench, depth):
     print(f"live {depth} …", file=sys.stderr)
     for subject, name in benchlib.alternating(keys, bench.rounds):
         report, took = measure_one(bench, subject, images, name)
-        case = f"live {depth} {name}"
-        latency = report["lat_us"]
-        bench.results.add(case, subject, longest_us=latency["max"], p999_us=latency["p999"], p99_us=latency["p99"])
-        if took is not None:
-            bench.results.add(case, subject, took_ms=took * 1000)
+        add_latencies(bench, f"live {depth} {name}", subject, report, took)
+
+
+@contextlib.contextmanager
+def our_group(bench, leaves):
+    """A process for each disk; its NBD sockets and exports, and what snapshots all of them."""
+    with contextlib.ExitStack() as stack:
+        runtime = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="live", dir=bench.sockets)))
+        disks = [Disk(bench, "vbdkit", leaf, runtime) for leaf in leaves]
+        for disk in disks:
+            stack.callback(disk.end)
+        first, *others = [(f"qcow2:{leaf}", f"{leaf}.snap") for leaf in leaves]
+        command = [str(bench.build / "vbdkit"), "snapshot", "--runtime-dir", str(runtime), *first,
+                   *(word for spec, name in others for word in ["--group", f"{spec}={name}"])]
+        yield ([(disk.nbd, "") for disk in disks],
+               lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
+
+
+@contextlib.contextmanager
+def peer_group(bench, leaves):
+    """One process for all."""
+    with tempfile.TemporaryDirectory(prefix="live", dir=bench.sockets) as directory:
+        nbd, qmp = pathlib.Path(directory) / "nbd.sock", pathlib.Path(directory) / "qmp.sock"
+        command = ["qemu-storage-daemon", "--chardev", f"socket,path={qmp},server=on,wait=off,id=qmp",
+                   "--monitor", "chardev=qmp", "--nbd-server", f"addr.type=unix,addr.path={nbd}"]
+        for i, leaf in enumerate(leaves):
+            command += ["--blockdev", f"driver=file,filename={leaf},aio={bench.aio},node-name=file{i}",
+                        "--blockdev", f"driver=qcow2,file=file{i},node-name=disk{i}",
+                        "--export", f"nbd,id=e{i},node-name=disk{i},name=disk{i},writable=on"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            wait_for(nbd, process)
+            control = Qmp(qmp)
+            actions = [{"type": "blockdev-snapshot-sync",
+                        "data": {"node-name": f"disk{i}", "snapshot-file": f"{leaf}.snap", "format": "qcow2",
+                                 "snapshot-node-name": f"snapshot{i}"}} for i, leaf in enumerate(leaves)]
+            yield [(nbd, f"disk{i}") for i in range(len(leaves))], lambda: control.execute("transaction", actions=actions)
+            control.close()
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def timed(operation):
+    start = time.monotonic()
+    operation()
+    return time.monotonic() - start
+
+
+def measure_group(bench):
+    """A snapshot of several disks at one moment: what each one's guest notices."""
+    print("live group …", file=sys.stderr)
+    for subject in benchlib.alternating(SUBJECTS, bench.rounds):
+        leaves = [bench.create("qcow2", bench.images / f"group{i}.qcow2", chain.SIZE_MIB) for i in range(GROUP)]
+        with (our_group if subject == "vbdkit" else peer_group)(bench, leaves) as (exports, take):
+            loads = [start_load(bench, nbd, GROUP_RATE, "--export", name) for nbd, name in exports]
+            reports, took = under_load(bench, loads, lambda: timed(take))
+        remove_snapshots(bench)
+        for i, report in enumerate(reports):
+            add_latencies(bench, f"live group of {GROUP}, disk {i}", subject, report, took)
 
 
 def measure_merge(bench):
@@ -256,6 +349,17 @@ def measure_qmp(bench):
             bench.results.add("live QMP round trip", subject, us=(time.monotonic() - start) * 1e6 / ROUND_TRIPS)
 
 
+def measure_register(bench, runtime, others):
+    """From the word to the answer that it is registered; its process's start is part of that."""
+    leaf = bench.create("qcow2", bench.images / "live-other.qcow2", chain.SIZE_MIB)
+    for _ in range(FINDS):
+        start = time.monotonic()
+        subprocess.run([str(bench.build / "vbdkit"), "activate", "--backend", str(bench.build / "vbdkit-backend"),
+                        "--runtime-dir", str(runtime), f"qcow2:{leaf}"], check=True, stdout=subprocess.DEVNULL)
+        bench.results.add(f"live start and register among {others}", "vbdkit", ms=(time.monotonic() - start) * 1000)
+        subprocess.run([str(bench.build / "vbdkit"), "deactivate", "--runtime-dir", str(runtime), str(leaf)], check=True)
+
+
 def measure_find(bench):
     """One instance among many. The others are what instances leave in a registry: their records, keys and links."""
     print("live find …", file=sys.stderr)
@@ -275,6 +379,7 @@ def measure_find(bench):
             link.mkdir()
             (link / name).symlink_to(f"../../instances/{name}")
         ways = {"by image": f"qcow2:{leaf}", "by UUID": own.name}
+        measure_register(bench, disk.runtime, INSTANCES)
         for way in benchlib.alternating(ways, FINDS):
             command = [str(bench.build / "vbdkit"), "list", "--json", "--runtime-dir", str(disk.runtime), ways[way]]
             start = time.monotonic()
@@ -292,7 +397,10 @@ def measure(results, build, directory, rounds, seconds):
         for depth in DEPTHS:
             measure_latencies(bench, depth)
             chain.fresh(directory)
+        measure_group(bench)
         measure_merge(bench)
         measure_qmp(bench)
+        with tempfile.TemporaryDirectory(prefix="live", dir=bench.sockets) as directory:
+            measure_register(bench, pathlib.Path(directory), 0)
         measure_find(bench)
         chain.fresh(directory)

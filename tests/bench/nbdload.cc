@@ -10,7 +10,8 @@
 // time, N a second or as many as come back.
 //
 // Prints one JSON object: iops, mib_s, latency percentiles in µs, and with --pid the server's CPU
-// time per request (all its threads, /proc/PID/task/*/schedstat) and this client's own.
+// time per request (all its threads, /proc/PID/task/*/schedstat) and this client's own. Latencies
+// are those since SIGUSR1, if that came; then those until then are told, too ("before_us").
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -21,14 +22,17 @@
 #include <array>
 #include <bit>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <span>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "backend/nbd/protocol.h"
@@ -54,6 +58,10 @@ struct Options {
   bool random() const { return rw.starts_with("rand"); }
   bool writes() const { return rw.ends_with("write"); }
 };
+
+volatile std::sig_atomic_t mark_wanted = 0;
+
+void want_mark(int) { mark_wanted = 1; }
 
 [[noreturn]] void die(const std::string& what) {
   std::fprintf(stderr, "nbdload: %s\n", what.c_str());
@@ -111,6 +119,12 @@ class Histogram {
     return static_cast<double>(max_) / 1000;
   }
   double max_us() const { return static_cast<double>(max_) / 1000; }
+  std::string to_json() const {
+    char text[160];
+    std::snprintf(text, sizeof text, "{\"p50\":%.1f,\"p99\":%.1f,\"p999\":%.1f,\"max\":%.1f}",
+                  percentile_us(50), percentile_us(99), percentile_us(99.9), max_us());
+    return text;
+  }
 
  private:
   static size_t index(uint64_t ns) {
@@ -190,6 +204,7 @@ class Client {
   unsigned in_flight_ = 0;
   bool stop_ = false;
   Histogram latency_;
+  std::optional<Histogram> before_;
 };
 
 void Client::connect() {
@@ -296,6 +311,10 @@ size_t Client::take_replies(size_t have) {
       at += here;
       skip_ = o_.block - here;
     }
+    if (mark_wanted != 0) {
+      mark_wanted = 0;
+      before_ = std::exchange(latency_, {});
+    }
     latency_.add(static_cast<uint64_t>((now - slots_[slot].sent).count()));
     ++done_;
     --in_flight_;
@@ -335,12 +354,12 @@ void Client::run() {
   const auto n = static_cast<double>(done_);
   std::printf(
       "{\"rw\":\"%s\",\"bs\":%u,\"qd\":%u,\"ios\":%llu,\"iops\":%.0f,\"mib_s\":%.1f,"
-      "\"lat_us\":{\"p50\":%.1f,\"p99\":%.1f,\"p999\":%.1f,\"max\":%.1f},\"per_receive\":%.1f,"
+      "\"lat_us\":%s,\"per_receive\":%.1f,"
       "\"client_cpu_us_per_io\":%.2f",
       o_.rw.c_str(), o_.block, o_.depth, static_cast<unsigned long long>(done_), n / s,
-      n * o_.block / s / (1 << 20), latency_.percentile_us(50), latency_.percentile_us(99),
-      latency_.percentile_us(99.9), latency_.max_us(), n / static_cast<double>(receives),
+      n * o_.block / s / (1 << 20), latency_.to_json().c_str(), n / static_cast<double>(receives),
       static_cast<double>(own_cpu() - client_cpu) / 1000 / n);
+  if (before_) std::printf(",\"before_us\":%s", before_->to_json().c_str());
   if (o_.pid != 0)
     std::printf(",\"cpu_us_per_io\":%.2f",
                 static_cast<double>(cpu_of_process(o_.pid) - server_cpu) / 1000 / n);
@@ -351,6 +370,10 @@ void Client::run() {
 }  // namespace vbdkit
 
 int main(int argc, char** argv) {
+  struct sigaction action {};
+  action.sa_handler = vbdkit::want_mark;
+  action.sa_flags = SA_RESTART;
+  ::sigaction(SIGUSR1, &action, nullptr);
   vbdkit::Client(vbdkit::parse(argc, argv)).run();
   return 0;
 }
