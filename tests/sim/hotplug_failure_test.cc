@@ -2,6 +2,10 @@
 //
 // What goes wrong around a disk under vbdkitd: images, instances, the daemon itself. In each case
 // libxl gets its answers, the user a reason, and nothing is left.
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <cstring>
 #include <thread>
 
 #include "tests/sim/hotplug_fixture.h"
@@ -62,6 +66,31 @@ TEST_F(HotplugFailure, BrokenDiskIsAnsweredWithoutTheScript) {
   must(world().toolstack().wait_backend(disk, XenbusStateInitWait, soon()));
   must(world().destroy_guest(guest, soon()));
   EXPECT_FALSE(world().store().read(disk.backend_path + "/state"));
+}
+
+// libxl gives up after 10 s: it gets its answer before, and the reason by way of the script.
+TEST_F(HotplugFailure, AnImageThatTakesLongIsAnsweredBeforeItIsOpen) {
+  // Who connects waits for a greeting.
+  Fd server(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  const std::string path = world_dir() + "/mute.sock";
+  ASSERT_LT(path.size(), sizeof address.sun_path);
+  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  ASSERT_EQ(0, ::bind(server.get(), reinterpret_cast<sockaddr*>(&address), sizeof address));
+  ASSERT_EQ(0, ::listen(server.get(), 1));
+  Guest& guest = *must(world().create_guest());
+  const Disk disk =
+      must(world().toolstack().attach(guest.domid(), {.target = "nbd+unix:///?socket=" + path}));
+  must(world().toolstack().wait_backend(disk, XenbusStateInitWait, soon()));
+  EXPECT_EQ(node(disk, "vbdkit/error"), "");
+  server.reset();
+  const ScriptResult script = run_script(disk, "add");
+  EXPECT_EQ(script.status, 1);
+  EXPECT_NE(node(disk, "hotplug-error").find(path), std::string::npos)
+      << node(disk, "hotplug-error");
+  remove(disk);
+  EXPECT_TRUE(instance_dirs().empty());
 }
 
 TEST_F(HotplugFailure, DiskOfAnotherScriptIsLeftAlone) {
