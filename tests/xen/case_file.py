@@ -19,14 +19,13 @@ def comments(name):
             yield line[2:]
 
 
+def headers(name, key):
+    """`# limit: 300 s`, `# lab: 4.20 hvm`, `# on request`, `# way: plugin`, and as many as it likes of `# shows: WORDS`."""
+    return [line.removeprefix(f"{key}: ") for line in comments(name) if line == key or line.startswith(f"{key}: ")]
+
+
 def header(name, key, default=""):
-    """`# limit: 300 s`, `# lab: 4.20 hvm`, `# on request`, `# shows: what an admin would ask for`, `# way: plugin`."""
-    for line in comments(name):
-        if line == key:
-            return key
-        if line.startswith(f"{key}: "):
-            return line.removeprefix(f"{key}: ")
-    return default
+    return (headers(name, key) + [default])[0]
 
 
 def description(name):

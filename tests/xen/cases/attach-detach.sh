@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash
 # xl block-attach and block-detach on a running guest, three times over; after each nothing is left of the disk.
-# shows: `xl block-attach` and `-detach`, also forced or of a busy disk
+# shows: `xl block-attach` and `-detach`
 shared_guest
 blkfront shared
 path=$(image hot 16M)

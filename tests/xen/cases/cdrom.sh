@@ -2,6 +2,7 @@
 # shellcheck shell=bash
 # A CD image for a PV guest, with stock libxl and through the plugin: the guest reads it and cannot write it.
 # shows: CD image
+# way: script, plugin
 only vbdkit
 path=$(image cd 8M)
 fill "$path" 8

@@ -2,7 +2,8 @@
 # shellcheck shell=bash
 # Two guests on clones of one image, both under fio with verify: the image that the clones stand on is merged into its
 # parent beneath them, one of the disks grows, and neither guest notices but for the size.
-# shows: coalesce and grow beneath running guests
+# shows: coalesce beneath running guests
+# shows: `vbdkit grow` while the guest has the disk
 # limit: 900 s
 only vbdkit
 raw=$(image content 32M)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash
 # xl destroy of a guest that keeps its disk busy: no zombie, no grant still mapped, no xenstore node, no instance.
-# shows: `xl destroy` while the guest writes
+# shows: `xl destroy`
 path=$(image load 64M)
 # Slow, so that the disk is busy at the moment of the destroy as well.
 case $backend in

@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 # block-detach of a disk that the guest has mounted and is writing to. Linux's blkfront (since 5.16) gives such a disk
 # up at once: the guest lives on, nothing is left of the disk, what was synced is in the file.
-# shows: `xl block-attach` and `-detach`, also forced or of a busy disk
+# shows: `xl block-detach` of a busy disk, also forced
 guest_create g1 || fail "xl create: $(cat "$state/g1.xl")"
 path=$(image busy 32M)
 attach g1 xvdb "$path"

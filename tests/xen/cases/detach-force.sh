@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash
 # block-detach -f takes a mounted, busy disk away for good, and the guest survives.
-# shows: `xl block-attach` and `-detach`, also forced or of a busy disk
+# shows: `xl block-detach` of a busy disk, also forced
 guest_create g1 --fio || fail "xl create: $(cat "$state/g1.xl")"
 path=$(image busy 32M)
 attach g1 xvdb "$path"

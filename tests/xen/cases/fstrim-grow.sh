@@ -2,7 +2,8 @@
 # shellcheck shell=bash
 # fstrim in a guest makes its image smaller on the host, raw or qcow2; then the image grows while the guest has the disk, and
 # xl takes the disk away. By plugin; fstrim-grow:WAY in another way.
-# shows: `fstrim` shrinks the image; `vbdkit grow` while the guest has it
+# shows: `fstrim` shrinks the image
+# shows: `vbdkit grow` while the guest has the disk
 # way: plugin
 # on request
 # limit: 1800 s

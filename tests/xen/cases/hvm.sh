@@ -3,7 +3,7 @@
 # An HVM guest boots from an image of ours: BIOS and GRUB read and write the emulated disk, which is QEMU on our NBD socket;
 # the kernel unplugs that and goes on with xen-blkfront, on the same bytes. hvm:WAY:FORMAT gives libxl the disk in one of
 # matrix's ways, as an image of that format.
-# shows: HVM: BIOS and GRUB boot by QEMU from our NBD socket, the kernel unplugs that and goes on with the PV disk; reboot
+# shows: HVM: BIOS and GRUB boot from it, the kernel unplugs the emulated disk and goes on with the PV one; reboot
 # lab: hvm hvm-4.20
 # limit: 1800 s
 only vbdkit

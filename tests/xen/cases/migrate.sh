@@ -3,7 +3,7 @@
 # A guest migrates live, to the host it is on, while it writes: the receiving side's disk joins the instance that the other
 # still has: one machine, one image. No write is lost, and none comes back. A PVH guest: of PV guests Xen learns which pages
 # are written by shadow page tables, and Debian's 4.17 has none. By plugin; migrate:WAY in another way.
-# shows: `xl migrate` to the same host while the guest writes
+# shows: `xl migrate` to the same host, while the guest writes
 # way: plugin
 # on request
 # limit: 1800 s

@@ -2,7 +2,8 @@
 # shellcheck shell=bash
 # backendtype=vbdkit on a libxl with disk plugins: a guest boots from a qcow2 image with a backing file, reboots, gets a
 # second disk while it runs, and not one that is not there; JSON tells the plugin and the format.
-# shows: boot, attach, detach, reboot from inside
+# shows: root file system on an image or a chain
+# shows: `xl block-attach` and `-detach`
 # way: plugin
 # limit: 900 s
 only vbdkit

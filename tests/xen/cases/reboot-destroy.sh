@@ -2,7 +2,8 @@
 # shellcheck shell=bash
 # xl reboot of a guest with two disks, one of them attached later: both come back with what was written. xl destroy while it
 # writes leaves nothing. By plugin; reboot-destroy:WAY in another way.
-# shows: `xl reboot`, `xl destroy` while the guest writes
+# shows: `xl reboot`
+# shows: `xl destroy`
 # way: plugin
 # on request
 # limit: 900 s

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash
 # A file system made by the guest keeps its files across a reboot from inside and an `xl reboot`.
-# shows: `xl reboot`, and reboot from inside
+# shows: `xl reboot`
 path=$(image data 64M)
 guest_create g1 "$(disk xvda "$path")" || fail "xl create: $(cat "$state/g1.xl")"
 guest_must g1 '/sbin/mke2fs -q -t ext4 /dev/xvda && mount /dev/xvda /root && cd /root && mkdir d &&

@@ -2,7 +2,9 @@
 # shellcheck shell=bash
 # backendtype=tap,script=block-vbdkit on a stock Xen of 4.19 or later: a guest boots from a qcow2 image with a backing file
 # through backend/vbd3, gets a second disk and loses it; a missing image is named; destroy leaves nothing.
-# shows: boot, attach, detach, destroy
+# shows: root file system on an image or a chain
+# shows: `xl block-attach` and `-detach`
+# shows: `xl destroy`
 # way: tap
 # lab: 4.20
 # limit: 900 s
