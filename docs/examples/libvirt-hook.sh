@@ -9,6 +9,8 @@
 #     </vbdkit:disks>
 #   </metadata>
 #
+# A guest that is restored has to be restored paused: the disks come after the start, and it shall find them when it wakes up.
+#
 # libvirt calls `libxl NAME OPERATION …` with the domain's XML on standard input; a failed hook ends the start.
 set -euo pipefail
 

@@ -3,7 +3,7 @@
 # An HVM guest starts another kernel by kexec while it reads its disk. libxl resets the domain, device model and disks
 # (on_soft_reset), the new kernel's blkfront connects, and what the old one wrote is there.
 # shows: guest kexec while it reads its disk
-# lab: hvm
+# lab: hvm hvm-4.20
 # limit: 1800 s
 only vbdkit
 # shellcheck source=tests/xen/dom0/boot-disk.sh

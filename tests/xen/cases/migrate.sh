@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 # A guest migrates live, to the host it is on, while it writes: the receiving side's disk joins the instance that the other
 # still has: one machine, one image. No write is lost, and none comes back. A PVH guest: of PV guests Xen learns which pages
-# are written by shadow page tables, and Debian's 4.17 has none. By plugin; migrate:WAY in another way.
+# are written by shadow page tables, and Debian's 4.17 has none. By plugin; migrate:WAY:KIND in another way, another guest.
 # shows: `xl migrate` to the same host, while the guest writes
 # way: plugin
 # on request
@@ -11,7 +11,7 @@ only vbdkit
 by "${1:-plugin}"
 path=$images/moving.qcow2
 vbdkit create --size 32M "qcow2:$path"
-guest_create g1 --type pvh --memory 256 "$(format_disk xvda qcow2 "$path")" || fail "xl create: $(cat "$state/g1.xl")"
+guest_create g1 --type "${2:-pvh}" --memory 256 "$(format_disk xvda qcow2 "$path")" || fail "xl create: $(cat "$state/g1.xl")"
 first=$(domid g1)
 pid=$(instances)
 # Round after round of the same blocks, each with its own content.
@@ -29,7 +29,10 @@ until_true 180 guest g1 '[ -e /tmp/round ]'
 before=$(guest_must g1 'cat /tmp/round')
 # On the way the domain has another name, and xenconsoled its log.
 ln -sf guest-g1.log "$console/guest-g1--incoming.log"
-xl migrate -s '' g1 'xl migrate-receive' >"$state/migrate" 2>&1 || fail "xl migrate: $(cat "$state/migrate")"
+xl migrate -s '' g1 'xl migrate-receive' >"$state/migrate" 2>&1 || {
+  ! grep -q 'Failed to enable logdirty' "$state/migrate" || skip "this Xen has no shadow page tables"
+  fail "xl migrate: $(cat "$state/migrate")"
+}
 rm -f "$console/guest-g1--incoming.log"
 second=$(domid g1)
 [ "$first" != "$second" ] || fail "g1 still is domain $first"
