@@ -1,10 +1,18 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "backend/live_graph.h"
 
+#include <chrono>
 #include <utility>
 
 namespace vbdkit {
 namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// While a flush takes its time a guest writes what the next one has to flush: that one is short
+// when this one was.
+constexpr std::chrono::milliseconds kShortFlush{1};
+constexpr unsigned kMostFlushes = 4;  // before the pause
 
 // Where the node stands that `matches`: the pointer that owns it is top's, or that of the node
 // above. Nothing is changed.
@@ -69,7 +77,7 @@ void LiveGraph::prepare() {
     if (!result)
       graph.end(std::move(result));
     else if (graph.changes_.front().flush && !graph.top_->info().read_only)
-      graph.flush();
+      graph.flush_first();
     else
       graph.pause();
   };
@@ -80,7 +88,13 @@ void LiveGraph::prepare() {
 }
 
 // Past the scheduler, which somebody may have paused; a flush is in nobody's way.
+void LiveGraph::flush_first() {
+  flushes_ = 0;
+  flush();
+}
+
 void LiveGraph::flush() {
+  flush_began_ = Clock::now();
   flush_.op = drivers::Op::kFlush;
   flush_.flags = 0;
   flush_.offset = flush_.length = 0;
@@ -99,6 +113,8 @@ void LiveGraph::flushed(int error) {
     end(Error::from_errno(error, "flush " + top_->spec()));
   else if (paused_)
     hold();
+  else if (Clock::now() - flush_began_ > kShortFlush && ++flushes_ < kMostFlushes)
+    flush();
   else
     pause();
 }

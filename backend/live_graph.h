@@ -12,6 +12,7 @@
 // Destroyed with changes under way it drops them, and their `done` with them.
 #pragma once
 
+#include <chrono>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -34,8 +35,9 @@ class LiveGraph {
   struct Change {
     // While the disk runs on, and no other change does: what takes time. Calls its argument once.
     std::function<void(Done ready)> prepare = {};
-    // Make durable what was written, while the disk runs and once more with nothing in flight: so
-    // that a node that ends has little to write, and a storage that cannot is met before `apply`.
+    // Make durable what was written, while the disk runs, until that takes little time, and once
+    // more with nothing in flight: so that a node that ends has little to write, and a storage that
+    // cannot is met before `apply`.
     bool flush = false;
     // With nothing in flight, before `apply`, where that depends on others: consumers wait, for as
     // long as it takes. Calls its argument once.
@@ -105,6 +107,7 @@ class LiveGraph {
 
   void begin();
   void prepare();
+  void flush_first();
   void flush();
   void flushed(int error);
   void pause();
@@ -124,6 +127,8 @@ class LiveGraph {
   std::string reserved_by_;
   std::vector<std::function<void()>> closing_;
   Flush flush_;
+  std::chrono::steady_clock::time_point flush_began_{};
+  unsigned flushes_ = 0;  // of this change, while the disk runs
   // Callbacks that outlive this find it gone.
   const std::shared_ptr<LiveGraph*> self_;
 };

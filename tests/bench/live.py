@@ -392,7 +392,9 @@ def measure_find(bench):
 
 def measure(results, build, directory, rounds, seconds):
     chain.fresh(directory)
-    with tempfile.TemporaryDirectory(prefix="vbdkit-bench-") as sockets:
+    # As /run is: in memory.
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(prefix="vbdkit-bench-", dir=memory) as sockets:
         bench = chain.Bench(results, build, rounds, seconds, directory, pathlib.Path(sockets))
         for depth in DEPTHS:
             measure_latencies(bench, depth)
