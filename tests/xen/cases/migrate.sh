@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 # A guest migrates live, to the host it is on, while it writes: the receiving side's disk joins the instance that the other
 # still has: one machine, one image. No write is lost, and none comes back. A PVH guest: of PV guests Xen learns which pages
-# are written by shadow page tables, and Debian's 4.17 has none. By plugin; migrate:WAY:KIND in another way, another guest.
+# are written by shadow page tables, and Debian's has none. By plugin; migrate:WAY:KIND in another way, another guest.
 # shows: `xl migrate` to the same host, while the guest writes
 # way: plugin
 # on request
