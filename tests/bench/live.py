@@ -402,7 +402,7 @@ def measure(results, build, directory, rounds, seconds):
         measure_group(bench)
         measure_merge(bench)
         measure_qmp(bench)
-        with tempfile.TemporaryDirectory(prefix="live", dir=bench.sockets) as directory:
-            measure_register(bench, pathlib.Path(directory), 0)
+        with tempfile.TemporaryDirectory(prefix="live", dir=bench.sockets) as runtime:
+            measure_register(bench, pathlib.Path(runtime), 0)
         measure_find(bench)
         chain.fresh(directory)
