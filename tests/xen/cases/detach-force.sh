@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash
-# block-detach -f takes a mounted, busy disk away for good, and the guest survives.
+# block-detach -f takes a mounted, busy disk away for good, and the guest survives. By script, or detach-force:plugin.
 # shows: `xl block-detach` of a busy disk, also forced
+[ -z "${1:-}" ] || by "$1"
 guest_create g1 --fio || fail "xl create: $(cat "$state/g1.xl")"
 path=$(image busy 32M)
-attach g1 xvdb "$path"
+if [ -n "${1:-}" ]; then attach_disk g1 xvdb "$(format_disk xvdb raw "$path")"; else attach g1 xvdb "$path"; fi
 node=$(back_path g1 xvdb)
 guest_must g1 'fio --name=load --filename=/dev/xvdb --rw=randrw --bs=4k --size=32M --direct=1 --ioengine=libaio \
 --iodepth=16 --time_based --runtime=300 >/tmp/load 2>&1 &'
