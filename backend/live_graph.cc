@@ -87,12 +87,12 @@ void LiveGraph::prepare() {
     go_on({});
 }
 
-// Past the scheduler, which somebody may have paused; a flush is in nobody's way.
 void LiveGraph::flush_first() {
   flushes_ = 0;
   flush();
 }
 
+// Past the scheduler, which somebody may have paused; a flush is in nobody's way.
 void LiveGraph::flush() {
   flush_began_ = Clock::now();
   flush_.op = drivers::Op::kFlush;
